@@ -1,0 +1,53 @@
+# make demo    one figure from nothing but Python >= 3.10 and a C++ compiler: .venv, notebook, out.html
+# make test    the whole suite in the same environment; DDLNL_DATA=folder adds the tests on real archives
+# make lint    style of the code and the notebooks, and that the notebooks are stored without outputs
+# make clean   remove what the other targets made
+# PYTHON=...   chooses the interpreter .venv is made from
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --constraint $(VENV)/pins.txt
+SUPPORTED := import sys; sys.exit(sys.version_info < (3, 10))
+PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3.13 python3.14 python3; do \
+	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# A kernel installed for the user must not take the place of the one in .venv.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.PHONY: demo test lint install install-test clean
+
+demo:
+	@start=$$(date +%s) && $(MAKE) --no-print-directory install && ready=$$(date +%s) && \
+	$(BIN)/python -m papermill notebooks/fig2_symmetric.ipynb out.ipynb -p ipc 50 && \
+	$(BIN)/python -m ddlnl export out.ipynb out.html && end=$$(date +%s) && \
+	$(BIN)/python -m ddlnl summary out.ipynb && \
+	echo "The figure and how it was made: $(CURDIR)/out.html" && \
+	echo "Seconds: install $$((ready - start)), compute $$((end - ready))"
+
+test: install-test
+	$(BIN)/python -m pytest
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+install: $(VENV)/installed
+install-test: $(VENV)/installed-test
+
+# The build requirements come first: setup.py compiles against the installed torch, which a build in isolation would fetch again.
+$(VENV)/installed $(VENV)/installed-test: $(VENV)/pins.txt setup.py pyproject.toml $(wildcard csrc/*)
+	@echo "Installing into $(VENV) (the first time: some minutes, about 6 GB)"
+	@$(PIP) 'pip>=21.3' setuptools ninja torch
+	@$(PIP) --no-build-isolation --editable '.$(if $(filter %-test,$@),[test])'
+	@touch $(VENV)/installed $@
+
+$(VENV)/pins.txt: environment.yml
+	@$(or $(PYTHON),false) -c '$(SUPPORTED)' 2>/dev/null || \
+	{ echo "ddlnl needs Python 3.10 or newer: install one, or name it with PYTHON=/path/to/python3." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@sed -n 's/^ *- \(.*==.*\)$$/\1/p' $< > $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info ddlnl/_C*.so out.ipynb out.html .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,75 @@
+"""The command line: `python -m ddlnl data ...` brings data to where the package looks for it.
+
+What cannot be done is said in one sentence on standard error, and the exit code is 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from ddlnl import datasets, human_labels, sources
+from ddlnl.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; `arguments` are those of the command line unless given."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (InputError, OSError) as error:
+        parser.exit(2, f"{error}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m ddlnl", description="What the package does from the command line.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    data = commands.add_parser("data", help="download and import datasets and human labels")
+    _add_data_commands(data.add_subparsers(required=True, metavar="COMMAND"))
+    return parser
+
+
+def _add_data_commands(commands: argparse._SubParsersAction) -> None:
+    def add(name: str, run: object, argument: str, meaning: str, purpose: str) -> None:
+        command = commands.add_parser(name, help=purpose, description=purpose)
+        command.add_argument(argument.lower(), metavar=argument, help=meaning)
+        where = "where archives are, and where a new one goes (default: $DDLNL_DATA, else the user's cache directory)"
+        command.add_argument("--data-dir", metavar="D", help=where)
+        command.set_defaults(run=run)
+
+    known = ", ".join(datasets.NAMES)
+    add("fetch", _fetch, "NAME", f"{known}, or a path to an .npz archive", "find, else download, and check a dataset")
+    layout = "tiny-imagenet-200, which holds train and val"
+    add("import-tiny-imagenet", _import_tiny_imagenet, "FOLDER", layout, "make an archive from the published pictures")
+    files = "CIFAR-10_human.pt or CIFAR-100_human.pt"
+    add("import-cifar-n", _import_cifar_n, "LABEL_FILE", files, "add the CIFAR-N human labels to the archive of CIFAR")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    _describe(datasets.load(options.name, options.data_dir))
+
+
+def _import_tiny_imagenet(options: argparse.Namespace) -> None:
+    path = sources.import_tiny_imagenet(options.folder, options.data_dir)
+    print(f"Wrote {path}.")
+    _describe(datasets.load(path))
+
+
+def _import_cifar_n(options: argparse.Namespace) -> None:
+    imported = human_labels.import_cifar_n(options.label_file, options.data_dir)
+    rates = ", ".join(f"{name} ({rate:.2%} wrong)" for name, rate in imported.rates.items())
+    origin = "the published file" if imported.published else "not byte for byte the published file"
+    print(f"Added {rates} to {imported.path}, from {origin} (SHA-256 {imported.sha256}).")
+
+
+def _describe(data: datasets.Dataset) -> None:
+    shape = "x".join(map(str, data.train.images.shape[1:]))
+    print(
+        f"{data.name}: {len(data.train)} training and {len(data.test)} test images of {shape} in "
+        f"{data.train.num_classes} classes; human labels: {', '.join(data.train.human) or 'none'}."
+    )
+
+
+if __name__ == "__main__":
+    main()

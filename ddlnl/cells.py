@@ -1,0 +1,235 @@
+"""One cell of a study, from named dataset to record.
+
+Every step of a cell is kept in the store under a key made of all that it depends on: experts (shared by all IPCs of a
+noise setting), the state of loops under way, each evaluation. A killed cell resumes and ends with the record it would
+have had.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import platform
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import ddlnl
+from ddlnl import datasets, evaluation, measure, methods, noise, preprocess
+from ddlnl.datasets import ImageSet
+from ddlnl.evaluation import RULES, Curves
+from ddlnl.generators import numpy_generator
+from ddlnl.preprocess import Preprocessing
+from ddlnl.profiles import PROFILES, Profile
+from ddlnl.store import Store, key_of
+from ddlnl.training import Protocol
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of a study. `ipc` is 0 for the method "full", which trains on the whole noisy set."""
+
+    dataset: str
+    noise: str
+    method: str
+    ipc: int
+    seed: int
+    profile: str
+    imbalance: str = "none"
+
+    def __str__(self) -> str:
+        size = f"IPC {self.ipc}" if self.ipc else "all images"
+        return f"{self.dataset}, {self.noise}, {self.method}, {size}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a cell: noisy training and validation sets, the clean test set, and the profile fitted to them."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    profile: Profile
+    fingerprint: str
+
+
+@functools.lru_cache(maxsize=2)
+def _load(dataset: str, data_dir: str | None) -> tuple[datasets.Dataset, str]:
+    data = datasets.load(dataset, data_dir)
+    parts = [data.train.fingerprint, data.test.fingerprint]
+    labels = [data.train.observed, data.test.observed, *(data.train.human[name] for name in sorted(data.train.human))]
+    return data, key_of(parts + [datasets.label_hash(one) for one in labels])
+
+
+@functools.lru_cache(maxsize=4)
+def _prepared(dataset: str, spec: str, imbalance: str, seed: int, profile: str, data_dir: str | None) -> Data:
+    data, fingerprint = _load(dataset, data_dir)
+    chosen = PROFILES[profile].for_dataset(data.name, data.train.images.shape[1])
+    noisy = noise.corrupt(noise.imbalance(data.train, imbalance, seed), spec, seed)
+    order = numpy_generator(seed, "split").permutation(len(noisy))
+    wanted = min(chosen.train_images or len(noisy), len(noisy))
+    held_out = round(wanted * chosen.validation_share)
+    kept = min(wanted, len(noisy) - held_out)
+    train, validation = noisy.subset(np.sort(order[:kept])), noisy.subset(np.sort(order[kept : kept + held_out]))
+    return Data(train, validation, data.test, chosen, fingerprint)
+
+
+def prepare(cell: Cell, data_dir: str | Path | None = None) -> Data:
+    """Load, unbalance, corrupt and split. Raises `InputError` where the cell is impossible, such as an IPC larger than a class."""
+    folder = None if data_dir is None else str(data_dir)
+    data = _prepared(cell.dataset, cell.noise, cell.imbalance, cell.seed, cell.profile, folder)
+    if cell.ipc:
+        methods.check_ipc(data.train, cell.ipc)
+    return data
+
+
+def cell_key(cell: Cell, data_dir: str | Path | None = None) -> str:
+    """20 hex digits made of the cell, the settings of its profile and the content of its dataset."""
+    data, fingerprint = _load(cell.dataset, None if data_dir is None else str(data_dir))
+    settings = settings_of(PROFILES[cell.profile].for_dataset(data.name, data.train.images.shape[1]))
+    return key_of({"cell": dataclasses.asdict(cell), "settings": settings, "data": fingerprint})
+
+
+def settings_of(profile: Profile) -> dict[str, Any]:
+    """The part of a profile that a cell's result depends on: all but its name, grid and words."""
+    aside = ("name", "dataset", "rates", "ipcs", "seeds", "reductions")
+    return {name: value for name, value in dataclasses.asdict(profile).items() if name not in aside}
+
+
+def run_cell(cell: Cell, store: Store, data_dir: str | Path | None, device: str) -> None:
+    """Compute one cell and save its record, unless the store has it already."""
+    key = cell_key(cell, data_dir)
+    with store.lock(key):
+        if store.record("cell", key) is None:
+            _Run(cell, key, store, data_dir, device).finish()
+
+
+class _Run:
+    """The steps of one cell, which share data, device and store."""
+
+    def __init__(self, cell: Cell, key: str, store: Store, data_dir: str | Path | None, device: str) -> None:
+        self.cell, self.key, self.store = cell, key, store
+        self.device = evaluation.choose_device(device)
+        measure.reset_peak(self.device)
+        self.data = prepare(cell, data_dir)
+        self.profile, self.train = self.data.profile, self.data.train
+        self.preprocessing = self._preprocessing(_load(cell.dataset, data_dir and str(data_dir))[0].train)
+        self.seconds = {"experts": 0.0, "distil": 0.0, "evaluate": 0.0}
+        self.notes: dict[str, Any] = {}
+
+    def _preprocessing(self, whole: ImageSet) -> Preprocessing:
+        """Fitted once per dataset, on all its training images, and shared through the store."""
+        kind = self.profile.preprocessing
+        what = {"preprocessing": kind, "dataset": whole.name, "images": whole.fingerprint}
+        tensors = self.store.compute(key_of(what), lambda: preprocess.fit(whole.images, kind, whole.name).tensors(), what)
+        return Preprocessing("zca" if kind == "zca" else "normalise", **tensors)
+
+    def finish(self) -> None:
+        """Run what is still missing, save the record, and only then forget the intermediate states."""
+        if self.cell.method == "full":
+            tensors = methods.training_tensors(self.train, self.preprocessing, self.device)
+            checkpoints = [self._evaluated("full", *tensors, self.profile.full)]
+        else:
+            checkpoints = self._small_sets()
+        self.store.save_record("cell", self.key, self._record(checkpoints))
+        self.store.forget_progress(self.key)
+
+    def experts(self) -> dict[str, Tensor]:
+        """The experts of this noise setting: trained by whichever cell comes first, found in the store by all others."""
+        settings = self.profile.dance
+        what = {
+            "experts": dataclasses.asdict(settings.expert_recipe) | dataclasses.asdict(settings.architecture),
+            "count": settings.experts,
+            "images": self.train.fingerprint,
+            "observed": datasets.label_hash(self.train.observed),
+            "preprocessing": self.preprocessing.hash,
+            "seed": self.cell.seed,
+        }
+        key = key_of(what)
+
+        def make() -> dict[str, Tensor]:
+            progress = self.store.progress(key)
+            experts = methods.train_experts(
+                self.train, self.profile, self.preprocessing, self.cell.seed, self.device, progress
+            )
+            return experts | {"seconds": torch.tensor(progress.seconds, dtype=torch.float64)}
+
+        experts = self.store.compute(key, make, what)
+        self.store.forget_progress(key)
+        self.seconds["experts"] = float(experts.pop("seconds"))
+        return experts
+
+    def _small_sets(self) -> list[Curves]:
+        """Make the small set, evaluating it at every checkpoint; the final set is kept."""
+        cell = self.cell
+        experts = None if cell.method == "random" else self.experts()
+        progress = self.store.progress(f"{self.key}-making")
+        curves = []
+        for name, small in methods.checkpoints(
+            cell.method, self.train, cell.ipc, self.profile, experts, self.preprocessing, cell.seed, self.device, progress
+        ):
+            with progress.paused():
+                images, targets = (tensor.to(self.device) for tensor in small.training_set())
+                curves.append(self._evaluated(name, images, targets, self.profile.student))
+        self.seconds["distil"] = progress.seconds
+        self.notes = small.meta
+        small.save(self.store.artefact_path(f"{self.key}-set"))
+        return curves
+
+    def _evaluated(self, name: str, images: Tensor, targets: Tensor, protocol: Protocol) -> Curves:
+        """Accuracies of fresh students on one training set; kept in the store under the cell and the checkpoint's name."""
+        key = f"{self.key}-{name}"
+        body = self.store.record("evaluation", key)
+        if body is None:
+            progress = self.store.progress(key)
+            seeds = evaluation.student_seeds(self.cell.seed, self.profile.students)
+            curves = evaluation.train_students(images, targets, protocol, self._tests, seeds, progress)
+            body = {"curves": dataclasses.asdict(curves), "seconds": progress.seconds}
+            self.store.save_record("evaluation", key, body)
+        self.seconds["evaluate"] += body["seconds"]
+        return Curves(**body["curves"])
+
+    @functools.cached_property
+    def _tests(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Held-out noisy images and clean test images, as exams."""
+        sets = {"test": self.data.test} | ({"validation": self.data.validation} if len(self.data.validation) else {})
+        return {
+            name: (evaluation.on_device(one, self.preprocessing, self.device), torch.from_numpy(one.observed).to(self.device))
+            for name, one in sets.items()
+        }
+
+    def _record(self, checkpoints: list[Curves]) -> dict[str, Any]:
+        cell, train = self.cell, self.train
+        scores: dict[str, Any] = {}
+        for rule in RULES:
+            found = evaluation.select(checkpoints, rule)
+            scores |= {f"accuracy_{rule}": statistics.fmean(found), f"accuracies_{rule}": found}
+            scores[f"std_{rule}"] = statistics.stdev(found) if len(found) > 1 else 0.0
+        return dataclasses.asdict(cell) | scores | {
+            "rate": noise.parse(cell.noise).rate,
+            "realised_rate": noise.realised_rate(train),
+            "students": self.profile.students,
+            "curves": [dataclasses.asdict(curves) for curves in checkpoints],
+            "train_images": len(train),
+            "validation_images": len(self.data.validation),
+            "test_images": len(self.data.test),
+            "notes": self.notes,
+            "seconds": sum(self.seconds.values()),
+            **{f"seconds_{step}": seconds for step, seconds in self.seconds.items()},
+            "peak_memory_mib": measure.peak_mib(self.device),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "versions": {"ddlnl": ddlnl.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            "data_hash": self.data.fingerprint,
+            "noise_hash": datasets.label_hash(train.observed),
+            "preprocessing_hash": self.preprocessing.hash,
+            "settings": settings_of(self.profile),
+            "key": self.key,
+            "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }

@@ -1,0 +1,100 @@
+"""The distilled set: what a distiller gives and evaluation takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import Tensor
+
+from ddlnl.errors import InputError
+from ddlnl.preprocess import Preprocessing
+from ddlnl.store import read_tensors, write_tensors
+from ddlnl.training import Protocol
+
+
+def decode(images: Tensor, factor: int) -> Tensor:
+    """Multi-formation (IDC, arXiv 2205.14959): each image is factor x factor tiles, each tile one training image.
+
+    (n, C, H, W) to (factor^2 n, C, H, W), tile-major: all images' first tile, then all second ones. Sides that do not
+    divide are padded with 0.5 at the right and bottom; upsampling is bilinear with half-pixel centres. Differentiable.
+    """
+    if factor == 1:
+        return images
+    size = images.shape[2:]
+    sides = [-(-side // factor) for side in size]
+    padded = F.pad(images, (0, factor * sides[1] - size[1], 0, factor * sides[0] - size[0]), value=0.5)
+    tiles = [strip for band in padded.split(sides[0], 2) for strip in band.split(sides[1], 3)]
+    return F.interpolate(torch.cat(tiles), size=size, mode="bilinear", align_corners=False)
+
+
+@dataclass(frozen=True)
+class DistilledSet:
+    """A few synthetic training images with labels, and all that is needed to train on them.
+
+    images: (n, C, H, W) float32 in pixel space, not clamped; labels: (n, K) float32 class probabilities;
+    factor: each image decodes to factor^2 training images; protocol: the method's published way to train students.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    method: str
+    ipc: int
+    preprocessing: Preprocessing
+    protocol: Protocol
+    factor: int = 1
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def training_set(self) -> tuple[Tensor, Tensor]:
+        """Preprocessed images (factor^2 n, C, H, W) and targets (factor^2 n, K) for students."""
+        return self.preprocessing.apply(decode(self.images, self.factor)), self.labels.repeat(self.factor**2, 1)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically; nothing in it is ever executed."""
+        write_tensors(Path(path), *self.state())
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON-able description, as `save` writes them."""
+        tensors = {"images": self.images, "labels": self.labels}
+        tensors |= {f"preprocessing.{name}": value for name, value in self.preprocessing.tensors().items()}
+        meta = {name: getattr(self, name) for name in ("class_names", "method", "ipc", "factor", "meta")}
+        return tensors, meta | {"protocol": dataclasses.asdict(self.protocol), "preprocessing": self.preprocessing.kind}
+
+    @classmethod
+    def load(cls, path: str | Path) -> DistilledSet:
+        """Read what `save` wrote; raises `DamagedError` if the file does not match its checksum."""
+        tensors, meta = read_tensors(Path(path))
+        prefix = "preprocessing."
+        fitted = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        return cls(
+            images=tensors["images"],
+            labels=tensors["labels"],
+            class_names=tuple(meta.pop("class_names")),
+            preprocessing=Preprocessing(meta.pop("preprocessing"), **fitted),
+            protocol=Protocol.from_dict(meta.pop("protocol")),
+            **meta,
+        )
+
+
+def concatenate(sets: Sequence[DistilledSet]) -> DistilledSet:
+    """One set with the images of all; method, IPC and protocol are those of the first.
+
+    Raises `InputError` if preprocessing, classes, image size or factor differ: such images do not live in one space.
+    """
+    first = sets[0]
+    for other in sets[1:]:
+        first.preprocessing.require_same(other.preprocessing)
+        same = first.class_names == other.class_names and first.images.shape[1:] == other.images.shape[1:]
+        if not same or first.factor != other.factor:
+            raise InputError("Distilled sets can be joined only if classes, image size and multi-formation factor agree.")
+    images, labels = (torch.cat([getattr(one, name) for one in sets]) for name in ("images", "labels"))
+    return replace(first, images=images, labels=labels)

@@ -1,0 +1,20 @@
+"""One-sentence refusals of bad input."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the caller gave cannot be used; the message is one sentence that also says what is allowed."""
+
+
+class DamagedError(RuntimeError):
+    """A stored artefact does not match its checksum; the message names the file and where it was set aside."""
+
+
+def nearest(name: object, allowed: Iterable[str]) -> str:
+    """`" Did you mean 'ipc'?"` for the closest allowed name, or an empty string where nothing is close."""
+    close = difflib.get_close_matches(str(name), list(allowed), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,166 @@
+"""Train fresh students and report every accuracy, under three selection rules.
+
+`last`: after the last epoch. `validation`: at the test point with the best accuracy on held-out images with noisy labels.
+`best_on_test`: at each student's best test point, the rule of the published code, which looks at the test set.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ddlnl import training
+from ddlnl.datasets import ImageSet
+from ddlnl.distilled import DistilledSet
+from ddlnl.errors import InputError
+from ddlnl.generators import derive
+from ddlnl.preprocess import Preprocessing, to_float
+from ddlnl.training import Protocol, accuracies
+
+RULES = ("last", "validation", "best_on_test")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Accuracies of S students at P test points: `test` and `validation` are S lists of P fractions of 1, `epochs` P numbers."""
+
+    epochs: list[int]
+    test: list[list[float]]
+    validation: list[list[float]]
+
+
+def select(checkpoints: Sequence[Curves], rule: str) -> list[float]:
+    """One test accuracy per student, from the curves of one or more checkpoints of a run, by a rule of `RULES`.
+
+    "validation" takes the checkpoint and test point with the best mean validation accuracy (the first of equals);
+    "best_on_test" each student's best test point of the checkpoint where that is best on average.
+    """
+    if rule == "last":
+        return [student[-1] for student in checkpoints[-1].test]
+    if rule == "best_on_test":
+        return max(([max(student) for student in curves.test] for curves in checkpoints), key=statistics.fmean)
+    points = [
+        (statistics.fmean(at_point), [student[point] for student in curves.test])
+        for curves in checkpoints
+        for point, at_point in enumerate(zip(*curves.validation, strict=True))
+    ]
+    return max(points, key=lambda found: found[0])[1]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Test accuracies of fresh students after their last epoch, as fractions of 1; `std` is the sample deviation."""
+
+    accuracies: list[float]
+    curves: Curves
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+
+def choose_device(name: str) -> torch.device:
+    """"auto" is the GPU where there is one; raises `InputError` for a device this machine lacks."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"The device {name!r} cannot be used here; allowed are auto, cpu and the devices torch finds.") from error
+    return device
+
+
+def on_device(image_set: ImageSet, preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """All images of a set, preprocessed, as one (N, C, H, W) float32 tensor on the device."""
+    parts = torch.from_numpy(image_set.images).split(10_000)
+    return torch.cat([preprocessing.apply(to_float(part.numpy()).to(device)) for part in parts])
+
+
+def train_students(
+    images: Tensor,
+    targets: Tensor,
+    protocol: Protocol,
+    exams: dict[str, tuple[Tensor, Tensor]],
+    seeds: Sequence[int],
+    progress: training.Progress | None = None,
+) -> Curves:
+    """Train one fresh student per seed, all at once, and test them on every exam at the protocol's test points.
+
+    Args:
+        images, targets: (N, C, H, W) preprocessed and (N, K) probabilities.
+        exams: "test" and perhaps "validation", each preprocessed images (T, C, H, W) and labels (T,).
+    """
+    recipe = protocol.recipe_for(len(images))
+    points = protocol.tested_epochs(recipe.epochs)
+    classes, channels, size = targets.shape[1], images.shape[1], images.shape[-1]
+    stack = training.initialise(lambda: protocol.architecture.build(classes, size, channels), seeds, images.device)
+    curves = {exam: torch.zeros(len(seeds), len(points), dtype=torch.float64) for exam in exams}
+
+    def test(epoch: int) -> None:
+        if epoch in points:
+            for exam, (inputs, labels) in exams.items():
+                curves[exam][:, points.index(epoch)] = accuracies(stack, inputs, labels)
+
+    kept = _WithCurves(progress, curves) if progress else None
+    training.train(stack, images, targets, recipe, seeds, after_epoch=test, progress=kept)
+    found = {exam: curve.tolist() for exam, curve in curves.items()}
+    return Curves(points, found["test"], found.get("validation", []))
+
+
+class _WithCurves:
+    """Keeps the accuracies measured so far beside the training state, so that a resumed run reports them all."""
+
+    def __init__(self, progress: training.Progress, curves: dict[str, Tensor]) -> None:
+        self.progress, self.curves = progress, curves
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        saved = self.progress.load()
+        if saved:
+            for exam, curve in self.curves.items():
+                curve.copy_(saved[1].pop(f"curve.{exam}"))
+        return saved
+
+    def save(self, step, state) -> None:
+        self.progress.save(step, lambda: state() | {f"curve.{exam}": curve for exam, curve in self.curves.items()})
+
+
+def evaluate(
+    small: DistilledSet,
+    test: ImageSet,
+    repeats: int = 5,
+    augmentation: str = "published",
+    seed: int = 0,
+    device: str = "auto",
+) -> Scores:
+    """Accuracy on `test` of `repeats` fresh students trained on a distilled set by the set's own published protocol.
+
+    augmentation: "published", or "none" to train without augmentation and CutMix. Raises `InputError` on bad arguments.
+    """
+    if augmentation not in ("published", "none"):
+        raise InputError(f"The augmentation {augmentation!r} is unknown; it is published or none.")
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise InputError(f"The number of repeats is {repeats!r}, and it must be a whole number of at least 1.")
+    if test.num_classes != len(small.class_names) or test.images.shape[1:3] != tuple(small.images.shape[2:]):
+        raise InputError("The test set does not fit the distilled set; both need the same classes and image size.")
+    protocol = small.protocol
+    if augmentation == "none":
+        protocol = replace(protocol, recipe=replace(protocol.recipe, augmentation="", cutmix=0.0))
+    place = choose_device(device)
+    images, targets = small.training_set()
+    exam = on_device(test, small.preprocessing, place), torch.from_numpy(test.observed).to(place)
+    curves = train_students(images.to(place), targets.to(place), protocol, {"test": exam}, student_seeds(seed, repeats))
+    return Scores(select([curves], "last"), curves)
+
+
+def student_seeds(seed: int, repeats: int) -> list[int]:
+    """Independent seeds of the students of one evaluation."""
+    return [derive(seed, "student", student) for student in range(repeats)]

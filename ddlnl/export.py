@@ -1,0 +1,75 @@
+"""What leaves a notebook: where its numbers come from, a page to pass on, and the result as a line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from IPython.display import Markdown
+from nbconvert import HTMLExporter
+
+from ddlnl.claims import MIME
+from ddlnl.errors import InputError
+from ddlnl.store import Store, write_atomically
+
+
+def provenance(table: pd.DataFrame, store_dir: str | Path | None = None) -> Markdown:
+    """Where the numbers of a table come from: versions, hashes, devices, time, dates and the store."""
+    versions = {f"{name} {version}" for row in table["versions"] for name, version in row.items()}
+    hashes = {kind: sorted(table[f"{kind}_hash"].unique()) for kind in ("data", "preprocessing", "noise")}
+    machines = table.groupby(["device", "threads"]).groups
+    hours, rest = divmod(round(table["seconds"].sum()), 3600)
+    time = f"{hours} h {rest // 60} min {rest % 60} s, experts counted in every cell that uses them"
+    facts = {
+        "Records": f"{len(table)} cells, profile {', '.join(table['profile'].unique())}",
+        "Versions": ", ".join(sorted(versions)),
+        "Device": ", ".join(f"{device} (threads: {threads})" for device, threads in machines),
+        "Time": time,
+        "Memory": f"at most {table['peak_memory_mib'].max():.0f} MiB",
+        "Finished": f"{table['finished'].min()} to {table['finished'].max()}",
+        "Store": f"`{Store(store_dir).root}`",
+    } | {f"Hash of {kind}": " ".join(f"`{one[:16]}`" for one in ones) for kind, ones in hashes.items()}
+    return Markdown("\n".join(f"* **{fact}:** {text}" for fact, text in facts.items()))
+
+
+def export(notebook_path: str | Path, html_path: str | Path) -> Path:
+    """Write an executed notebook as one HTML file that needs nothing else: no scripts, no request, light and dark.
+
+    Code is folded, figures keep their alternative text, messages on stderr are left out. The first heading of the
+    notebook is the page's title. Raises `InputError` where there is no notebook to read.
+    """
+    notebook = _read(notebook_path)
+    exporter = HTMLExporter(template_name="template", extra_template_basedirs=[str(Path(__file__).parent)])
+    page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": _title(notebook, Path(notebook_path).stem)}})
+    write_atomically(Path(html_path), page.encode())
+    return Path(html_path)
+
+
+def summary(notebook_path: str | Path) -> str:
+    """The result of an executed notebook, one line per dataset and method.
+
+    Raises `InputError` where there is no notebook, or where it holds no result because it has not run to its claims.
+    """
+    for cell in _read(notebook_path).cells:
+        for output in cell.get("outputs", ()):
+            if MIME in output.get("data", {}):
+                return output["data"][MIME]["headline"]
+    raise InputError(f"The notebook {notebook_path} holds no result; run it first, for example with papermill.")
+
+
+def _read(path: str | Path) -> nbformat.NotebookNode:
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError, nbformat.ValidationError) as error:
+        raise InputError(f"{path} cannot be read as a notebook ({error}); give the path of an .ipynb file.") from error
+
+
+def _title(notebook: nbformat.NotebookNode, otherwise: str) -> str:
+    """The text of the first heading, without its marks."""
+    for cell in notebook.cells:
+        heading = re.search(r"^#+ +(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
+        if heading:
+            return heading.group(1).replace("*", "").replace("`", "")
+    return otherwise

@@ -1,0 +1,128 @@
+"""The parameters of the notebooks, refused before any work starts where they are wrong.
+
+papermill warns about a name that a notebook does not have and goes on, and it passes on text where a number belongs; a
+study that ran for hours on a default nobody asked for is worse than a refusal.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from IPython import get_ipython
+
+from ddlnl import datasets, evaluation, methods
+from ddlnl.engines import ENGINES
+from ddlnl.errors import InputError, nearest
+from ddlnl.profiles import PROFILES
+
+PLAIN = (type(None), bool, int, float, str, list, dict, datetime.date)  # what a YAML or JSON parameter can be
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a notebook was asked to do. After `check` nothing is None but the folders, where None means the usual place.
+
+    methods: distillers. rates: noise rates (fractions of the labels). ipc: images per class. seeds: how many seeds.
+    device: "auto", "cpu", "cuda" or "cuda:<number>". workers: cells computed side by side. engine: where that happens.
+    """
+
+    profile: str = "demo"
+    dataset: str | None = None
+    methods: tuple[str, ...] = ("dance",)
+    rates: tuple[float, ...] | None = None
+    ipc: tuple[int, ...] | None = None
+    seeds: int | None = None
+    device: str = "auto"
+    data_dir: str | None = None
+    store_dir: str | None = None
+    workers: int = 1
+    engine: str = "local"
+
+
+def check(namespace: Mapping[str, object]) -> Parameters:
+    """The parameters among a notebook's names (`globals()`), with the profile's values in place of None.
+
+    Every other plain value counts as a misspelt parameter, so a notebook calls this before it assigns anything else. A
+    parameter that the notebook does not have keeps its default. Raises `InputError`, in one sentence, on an unknown
+    name, a value of the wrong type, NaN, or a value that is not allowed.
+    """
+    known = [field.name for field in fields(Parameters)]
+    _refuse_unknown(namespace, known)
+    given = Parameters(**{name: namespace[name] for name in known if name in namespace})
+    _text("profile", given.profile)
+    methods.check(given.profile, PROFILES, "profile")
+    profile = PROFILES[given.profile]
+    for name in ("device", "engine"):
+        _text(name, getattr(given, name))
+    for name in ("data_dir", "store_dir"):
+        if getattr(given, name) is not None:
+            _text(name, getattr(given, name))
+    methods.check(given.engine, ENGINES, "engine")
+    evaluation.choose_device(given.device)
+    return replace(
+        given,
+        dataset=_dataset(profile.dataset if given.dataset is None else given.dataset),
+        methods=_methods(given.methods),
+        rates=_rates(profile.rates if given.rates is None else given.rates),
+        ipc=_ipc(profile.ipcs if given.ipc is None else given.ipc),
+        seeds=_whole("seeds", profile.seeds if given.seeds is None else given.seeds),
+        workers=_whole("workers", given.workers),
+    )
+
+
+def _refuse_unknown(namespace: Mapping[str, object], known: list[str]) -> None:
+    shell = get_ipython()
+    hidden = () if shell is None else shell.user_ns_hidden
+    for name, value in namespace.items():
+        if isinstance(value, PLAIN) and name not in known and name not in hidden and not name.startswith("_"):
+            allowed = ", ".join(known)
+            raise InputError(f"The parameter {name!r} is unknown; the parameters are {allowed}.{nearest(name, known)}")
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"The parameter {name!r} is {value!r}, and it must be text.")
+    return value
+
+
+def _whole(name: str, value: object) -> int:
+    if not methods.is_whole(value) or value < 1:
+        raise InputError(f"The parameter {name!r} is {value!r}, and it must be a whole number of at least 1.")
+    return value
+
+
+def _list(name: str, value: object) -> Sequence:
+    if not isinstance(value, (list, tuple)) or not value:
+        how = f"papermill takes it as -y '{name}: [...]'"
+        raise InputError(f"The parameter {name!r} is {value!r}, and it must be a list with at least one entry ({how}).")
+    return value
+
+
+def _dataset(name: object) -> str:
+    if not _text("dataset", name).endswith(".npz"):
+        methods.check(name, datasets.NAMES, "dataset")
+    elif not Path(name).expanduser().is_file():
+        raise InputError(f"There is no file {name}; a dataset is {', '.join(datasets.NAMES)} or an archive's path.")
+    return name
+
+
+def _methods(names: object) -> tuple[str, ...]:
+    for name in _list("methods", names):
+        methods.check(name, methods.DISTILLERS, "method")
+    return tuple(dict.fromkeys(names))
+
+
+def _rates(rates: object) -> tuple[float, ...]:
+    for rate in _list("rates", rates):
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
+            raise InputError(f"The rate {rate!r} in 'rates' is not allowed; a noise rate is a number from 0 to 1.")
+    return tuple(dict.fromkeys(float(rate) for rate in rates))
+
+
+def _ipc(ipc: object) -> tuple[int, ...]:
+    """One IPC or a list of them, ascending."""
+    many = _list("ipc", ipc) if isinstance(ipc, (list, tuple)) else [ipc]
+    return tuple(sorted({_whole("ipc", one) for one in many}))

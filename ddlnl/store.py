@@ -1,0 +1,227 @@
+"""Records and artefacts on disk: atomic, checksummed, keyed by content.
+
+    store/records/cell/<key>.json       one finished cell: configuration, hashes, accuracies, costs
+    store/records/<kind>/<key>.json     a finished step of a cell, so that a killed cell does not repeat it
+    store/artefacts/<key>.safetensors   experts, distilled sets, fitted preprocessing
+    store/progress/<key>.safetensors    the last state of a loop that is under way
+    store/damaged/                      files that failed their checksum, set aside with a warning
+
+A write is a temporary file, fsync, rename. A file that fails its checksum is named, set aside and computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pandas as pd
+import platformdirs
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ddlnl.errors import DamagedError
+
+FORMAT = 1
+_CELL_COLUMNS_FIRST = ["dataset", "noise", "rate", "imbalance", "method", "ipc", "seed", "profile"]
+
+
+def key_of(description: Any) -> str:
+    """20 hex digits that name a JSON-able description, independent of the order of its keys."""
+    text = json.dumps(description, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader sees all of it or nothing, whatever is killed when."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
+    digest = hashlib.sha256(meta.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Tensors and a JSON-able description as one checksummed safetensors file."""
+    on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(meta, sort_keys=True, allow_nan=False)
+    header = {"format": str(FORMAT), "meta": text, "digest": _digest(on_host, text)}
+    write_atomically(path, safetensors.torch.save(on_host, metadata=header))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_tensors` wrote; raises `DamagedError` if the file is not exactly that."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise DamagedError(f"{path} is not a readable safetensors file ({error}).") from error
+    if "digest" not in header or header["digest"] != _digest(tensors, header.get("meta", "")):
+        raise DamagedError(f"{path} does not match its checksum.")
+    return tensors, json.loads(header["meta"])
+
+
+def default_directory() -> Path:
+    """Where results go unless told otherwise: $DDLNL_STORE, else the user's data directory."""
+    return Path(os.environ.get("DDLNL_STORE") or platformdirs.user_data_dir("ddlnl"))
+
+
+class Store:
+    """One folder of records and artefacts; safe for several processes at once."""
+
+    def __init__(self, directory: str | Path | None = None) -> None:
+        self.root = Path(directory) if directory is not None else default_directory()
+
+    def record(self, kind: str, key: str) -> dict[str, Any] | None:
+        """The finished record, or None where there is none (or it was damaged, which is reported and set aside)."""
+        path = self.root / "records" / kind / f"{key}.json"
+        if not path.exists():
+            return None
+        try:
+            return _read_record(path)
+        except DamagedError as error:
+            self._set_aside(path, error)
+            return None
+
+    def save_record(self, kind: str, key: str, body: Mapping[str, Any]) -> None:
+        text = json.dumps(body, sort_keys=True, allow_nan=False)
+        whole = {"format": FORMAT, "digest": hashlib.sha256(text.encode()).hexdigest(), "body": json.loads(text)}
+        write_atomically(self.root / "records" / kind / f"{key}.json", json.dumps(whole, indent=1).encode())
+
+    def tensors(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """An artefact and its description, or None."""
+        return self.read(self.artefact_path(key))
+
+    def artefact_path(self, key: str) -> Path:
+        return self.root / "artefacts" / f"{key}.safetensors"
+
+    def read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The tensors of a file of this store, or None where there is none (or it was damaged: reported, set aside)."""
+        if not path.exists():
+            return None
+        try:
+            return read_tensors(path)
+        except DamagedError as error:
+            self._set_aside(path, error)
+            return None
+
+    def compute(self, key: str, make: Callable[[], Mapping[str, Tensor]], meta: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The artefact's tensors, made now if they are not there yet; a second process waits instead of making them twice."""
+        with self.lock(key):
+            found = self.tensors(key)
+            if found is None:
+                write_tensors(self.artefact_path(key), make(), meta)
+                found = self.tensors(key)
+        return found[0]
+
+    def lock(self, key: str) -> filelock.BaseFileLock:
+        """A lock between processes; the system releases it when its holder dies."""
+        path = self.root / "locks" / f"{key}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(path)
+
+    def progress(self, key: str, interval: float = 20.0) -> Progress:
+        return Progress(self, self.root / "progress" / f"{key}.safetensors", interval)
+
+    def forget_progress(self, prefix: str) -> None:
+        """Drop the states of loops whose results are safely in the store: those under keys that begin with `prefix`."""
+        for path in (self.root / "progress").glob(f"{prefix}*.safetensors"):
+            path.unlink(missing_ok=True)
+
+    def _set_aside(self, path: Path, error: DamagedError) -> None:
+        place = self.root / "damaged" / f"{path.name}.{time.time_ns()}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, place)
+        warnings.warn(f"{error} It was moved to {place} and is computed again.", stacklevel=3)
+
+
+class Progress:
+    """The last state of a loop, written at most every `interval` seconds, and the seconds the loop has taken in all."""
+
+    def __init__(self, store: Store, path: Path, interval: float) -> None:
+        self.store, self.path, self.interval = store, path, interval
+        self.started = self.saved_at = time.monotonic()
+        self.before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds, including those of killed processes up to the state that was resumed."""
+        return self.before + time.monotonic() - self.started
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        """(finished steps, state), or None at the start."""
+        found = self.store.read(self.path)
+        if found is None:
+            return None
+        self.before = found[1]["seconds"]
+        return found[1]["step"], found[0]
+
+    def save(self, step: int, state: Callable[[], dict[str, Tensor]]) -> None:
+        """Write `state()` unless the last write was less than the interval ago."""
+        if time.monotonic() - self.saved_at >= self.interval:
+            write_tensors(self.path, state(), {"step": step, "seconds": self.seconds})
+            self.saved_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the seconds inside."""
+        began = time.monotonic()
+        yield
+        self.started += time.monotonic() - began
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        whole = json.loads(path.read_text())
+        body = whole["body"]
+        text = json.dumps(body, sort_keys=True)
+        if whole["digest"] != hashlib.sha256(text.encode()).hexdigest():
+            raise DamagedError(f"{path} does not match its checksum.")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path} is not a readable record ({error}).") from error
+    if whole["format"] != FORMAT:
+        raise DamagedError(f"{path} has record format {whole['format']}, and this version reads format {FORMAT}.")
+    return body
+
+
+def table(store_dir: str | Path | None = None) -> pd.DataFrame:
+    """Every finished cell of a store, one row each; columns are the fields of the record (accuracies as fractions of 1)."""
+    store = Store(store_dir)
+    paths = sorted((store.root / "records" / "cell").glob("*.json"))
+    return frame([body for path in paths if (body := store.record("cell", path.stem)) is not None])
+
+
+def frame(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """Records as a DataFrame with the columns that name a cell first."""
+    rows = pd.DataFrame.from_records(records, columns=None if records else _CELL_COLUMNS_FIRST)
+    first = [name for name in _CELL_COLUMNS_FIRST if name in rows.columns]
+    return rows[first + [name for name in rows.columns if name not in first]]

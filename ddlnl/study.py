@@ -1,0 +1,95 @@
+"""Cells, grids and their execution: dataset x noise x method x IPC x seed x profile.
+
+A cell becomes one record in the store. Its steps (experts, distillation checkpoints, evaluations) are kept too, under keys
+made of everything they depend on, so a killed study goes on where it stopped and ends with the records it would have had.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from ddlnl import engines, evaluation, noise
+from ddlnl.cells import Cell, cell_key, prepare
+from ddlnl.errors import InputError
+from ddlnl.methods import METHODS, check, is_whole
+from ddlnl.profiles import PROFILES
+from ddlnl.store import Store, frame
+
+def grid(
+    dataset: str | None = None,
+    rates: Sequence[float] | None = None,
+    methods: Sequence[str] = METHODS,
+    ipcs: int | Sequence[int] | None = None,
+    seeds: int | None = None,
+    profile: str = "demo",
+    noises: Sequence[str] | None = None,
+    imbalance: str = "none",
+) -> list[Cell]:
+    """All cells of a grid; what is None comes from the profile.
+
+    rates are those of symmetric noise; `noises` names any noise instead (`"asymmetric:0.4"`, `"human:worst"`). seeds is how
+    many (0, 1, ...). Raises `InputError` on an unknown name or an impossible number.
+    """
+    check(profile, PROFILES, "profile")
+    chosen = PROFILES[profile]
+    for method in methods:
+        check(method, METHODS, "method")
+    seeds = chosen.seeds if seeds is None else seeds
+    if not is_whole(seeds) or seeds < 1:
+        raise InputError(f"The number of seeds is {seeds!r}, and it must be a whole number of at least 1.")
+    ipcs = chosen.ipcs if ipcs is None else [ipcs] if is_whole(ipcs) else ipcs
+    for ipc in ipcs:
+        if not is_whole(ipc) or ipc < 1:
+            raise InputError(f"The IPC is {ipc!r}, and it must be a whole number of at least 1.")
+    if noises is None:
+        rates = chosen.rates if rates is None else rates
+        noises = [f"symmetric:{rate}" for rate in rates]
+    noises = list(dict.fromkeys(str(noise.parse(spec)) for spec in noises))
+    sizes = {method: (0,) if method == "full" else tuple(dict.fromkeys(ipcs)) for method in methods}
+    return [
+        Cell(dataset or chosen.dataset, spec, method, ipc, seed, profile, imbalance)
+        for spec, seed, method in itertools.product(noises, range(seeds), dict.fromkeys(methods))
+        for ipc in sizes[method]
+    ]
+
+
+def run(
+    cells: Iterable[Cell],
+    store_dir: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    workers: int = 1,
+    engine: str = "local",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """One row per cell, in the order of `cells`; finished cells come from the store, others are computed.
+
+    workers: processes that compute cells side by side. engine: "local", or "submitit" for a Slurm cluster. Everything
+    that can be refused is refused before the first cell starts, with `InputError`.
+    """
+    cells = list(dict.fromkeys(cells))
+    if not is_whole(workers) or workers < 1:
+        raise InputError(f"The number of workers is {workers!r}, and it must be a whole number of at least 1.")
+    evaluation.choose_device(device)
+    store = Store(store_dir)
+    keys = {cell: cell_key(cell, data_dir) for cell in cells}
+    missing = [cell for cell in cells if store.record("cell", keys[cell]) is None]
+    for cell in missing:
+        prepare(cell, data_dir)
+    engines.run(in_order(missing), store.root, data_dir, device, engine, workers, progress)
+    return frame([store.record("cell", keys[cell]) for cell in cells])
+
+
+def in_order(cells: list[Cell]) -> list[Cell]:
+    """Cells that share no expert with an earlier one first, so that parallel workers do not wait for the same experts."""
+    turns: dict[tuple[str, int, bool], int] = {}
+    waiting = []
+    for cell in cells:
+        setting = (cell.noise, cell.seed, cell.method == "full")
+        waiting.append((turns.setdefault(setting, 0), cell))
+        turns[setting] += 1
+    return [cell for _, cell in sorted(waiting, key=lambda pair: pair[0])]

@@ -1,0 +1,201 @@
+"""Supervised training of one network or a stack of networks at once, with the data held as one tensor on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import typing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import Tensor, nn
+
+from ddlnl import augment, networks
+from ddlnl.generators import derive, generator
+from ddlnl.networks import Stack
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: SGD with momentum, step decay, batches reshuffled every epoch with the last short one kept.
+
+    augmentation is a DSA strategy (per-sample parameters, composed mode) or "" for none; cutmix is its probability per
+    mini-batch; decay_at lists the epochs, as fractions of `epochs`, after which the learning rate is multiplied by decay.
+    """
+
+    epochs: int
+    batch_size: int = 64
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay: float = 0.2
+    decay_at: tuple[float, ...] = (2 / 3, 5 / 6)
+    augmentation: str = ""
+    cutmix: float = 0.0
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate of `epoch` (counted from 0)."""
+        return self.lr * self.decay ** sum(epoch >= int(self.epochs * part) for part in self.decay_at)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Which network: family "convnet" or "resnet18", and the ConvNet's shape; sizes and classes come from the data."""
+
+    family: str = "convnet"
+    depth: int = 3
+    width: int = 128
+    norm: str = "instance"
+    pooling: str = "avg"
+
+    def build(self, classes: int, size: int, channels: int) -> nn.Module:
+        """A freshly initialised network for (B, channels, size, size) images."""
+        if self.family == "resnet18":
+            return networks.resnet18(classes, channels)
+        return networks.ConvNet(classes, self.depth, self.width, size, channels, self.norm, self.pooling)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How students are trained and when they are tested.
+
+    `max_steps` bounds the length on reduced profiles: epochs = min(recipe.epochs, max_steps / steps per epoch), with the
+    decay points moved in proportion. `test_points` tests are spread evenly, the last one after the last epoch.
+    """
+
+    architecture: Architecture
+    recipe: Recipe
+    test_points: int = 6
+    max_steps: int | None = None
+
+    def recipe_for(self, images: int) -> Recipe:
+        """The recipe for a training set of that many images."""
+        if self.max_steps is None:
+            return self.recipe
+        steps = -(-images // self.recipe.batch_size)
+        return replace(self.recipe, epochs=max(1, min(self.recipe.epochs, self.max_steps // steps)))
+
+    def tested_epochs(self, epochs: int) -> list[int]:
+        """The epochs (counted from 1) after which students are tested."""
+        return sorted({round(epochs * point / self.test_points) for point in range(1, self.test_points + 1)} - {0})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Protocol:
+        """The inverse of `dataclasses.asdict`."""
+        recipe = values["recipe"] | {"decay_at": tuple(values["recipe"]["decay_at"])}
+        return cls(**values | {"architecture": Architecture(**values["architecture"]), "recipe": Recipe(**recipe)})
+
+
+class Progress(typing.Protocol):
+    """Where an interrupted loop finds its last state (`ddlnl.store.Progress`); `save` may decline when called too often."""
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None: ...
+
+    def save(self, step: int, state: Callable[[], dict[str, Tensor]]) -> None: ...
+
+
+class NotFinite(RuntimeError):
+    """A loss or parameter became NaN or infinite; the message names step and tensor."""
+
+
+def initialise(build: Callable[[], nn.Module], seeds: Sequence[int], device: torch.device) -> Stack:
+    """A stack of freshly initialised networks, network m drawn from its own `seeds[m]`."""
+    networks = []
+    for seed in seeds:
+        with torch.random.fork_rng(devices=[]):  # nn.Module offers no generator argument; the global state is put back
+            torch.manual_seed(derive(seed, "initialisation"))
+            networks.append(build().to(device))
+    return Stack(networks)
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """(N,) int64 labels as (N, classes) float32 probabilities, the form that `train` and CutMix take."""
+    return F.one_hot(labels, classes).float()
+
+
+def train(
+    stack: Stack,
+    images: Tensor,
+    targets: Tensor,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    after_epoch: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Train every network of `stack` in place by cross-entropy, each with its own batches and augmentation draws.
+
+    Args:
+        images: (N, C, H, W) preprocessed float32.
+        targets: (N, K) float32 class probabilities.
+        seeds: one per network; a network in a stack sees exactly the draws it would see alone.
+        after_epoch: called with the number of finished epochs.
+        progress: where to resume from; the end result is that of an uninterrupted run.
+
+    Raises `NotFinite` at the end of an epoch in which a loss became NaN or infinite.
+    """
+    optimiser = torch.optim.SGD(
+        stack.parameters.values(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    finished = 0
+    if progress and (saved := progress.load()):
+        finished, state = saved
+        _restore(stack, optimiser, state)
+    for epoch in range(finished, recipe.epochs):
+        optimiser.param_groups[0]["lr"] = recipe.rate(epoch)
+        loss = _epoch(stack, optimiser, images, targets, recipe, [generator(seed, "epoch", epoch) for seed in seeds])
+        if not torch.isfinite(loss):
+            raise NotFinite(f"The training loss became {loss.item()} in epoch {epoch + 1} of {recipe.epochs}; a smaller learning rate than {recipe.lr} may help.")
+        if after_epoch:
+            after_epoch(epoch + 1)
+        if progress:
+            progress.save(epoch + 1, lambda: _snapshot(stack, optimiser))
+
+
+def _epoch(stack, optimiser, images, targets, recipe, generators) -> Tensor:
+    """One pass over the data for every network; returns the sum of the batch losses."""
+    orders = torch.stack([torch.randperm(len(images), generator=one) for one in generators]).to(images.device)
+    total = torch.zeros((), device=images.device)
+    for index in orders.split(recipe.batch_size, dim=1):
+        pairs = [_batch(images[i], targets[i], recipe, one) for i, one in zip(index, generators, strict=True)]
+        inputs, labels = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+        # The mean over a network's batch, summed over networks: each network gets its own gradient, unscaled.
+        loss = F.cross_entropy(stack(inputs).flatten(0, 1), labels.flatten(0, 1)) * len(stack)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        total += loss.detach()
+    return total
+
+
+def _batch(images: Tensor, targets: Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    if recipe.augmentation:
+        images = augment.draw(recipe.augmentation, len(images), images.shape[2:], generator)(images)
+    if recipe.cutmix and float(torch.rand((), generator=generator)) < recipe.cutmix:
+        images, targets = augment.cutmix(images, targets, generator)
+    return images, targets
+
+
+def _snapshot(stack: Stack, optimiser: torch.optim.SGD) -> dict[str, Tensor]:
+    velocity = {
+        f"velocity.{name}": optimiser.state[tensor]["momentum_buffer"].clone() for name, tensor in stack.parameters.items()
+    }
+    return stack.state() | velocity
+
+
+def _restore(stack: Stack, optimiser: torch.optim.SGD, state: dict[str, Tensor]) -> None:
+    stack.load(state)
+    for name, tensor in stack.parameters.items():
+        optimiser.state[tensor]["momentum_buffer"] = state[f"velocity.{name}"].to(tensor.device)
+
+
+@torch.no_grad()
+def predict(stack: Stack, images: Tensor, batch_size: int | None = None) -> Tensor:
+    """(M, N, K) logits of every network on (N, C, H, W) preprocessed images."""
+    batch_size = batch_size or (2000 if images.is_cuda else 128)  # a CPU wants activations that stay in its cache
+    return torch.cat([stack(batch, training=False) for batch in images.split(batch_size)], 1)
+
+
+def accuracies(stack: Stack, images: Tensor, labels: Tensor) -> Tensor:
+    """(M,) float64 fractions of (N,) labels predicted correctly."""
+    return (predict(stack, images).argmax(2) == labels).double().mean(1).cpu()

@@ -1,0 +1,38 @@
+"""Small data, networks and profiles for tests: everything of a real cell, at a size that takes well under a second."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ddlnl.dance import Settings
+from ddlnl.datasets import ImageSet
+from ddlnl.profiles import PROFILES, Profile
+from ddlnl.training import Architecture, Protocol, Recipe
+
+NETWORK = Architecture(depth=2, width=8)
+SETTINGS = Settings(
+    iterations=4, real_batch=6, experts=2, architecture=NETWORK, evaluate_at=(0.0, 1.0),
+    expert_recipe=Recipe(epochs=2, augmentation="color_crop", cutmix=0.5),
+)
+
+
+def image_set(classes: int = 3, per_class: int = 10, side: int = 8, channels: int = 3, seed: int = 0) -> ImageSet:
+    """Random images whose brightness tells the class, in shuffled class order."""
+    source = np.random.default_rng(seed)
+    labels = source.permutation(np.repeat(np.arange(classes), per_class))
+    noise = source.integers(0, 100, (len(labels), side, side, channels))
+    images = (noise + (150 * labels / max(classes - 1, 1))[:, None, None, None]).astype(np.uint8)
+    names = tuple(f"class {label}" for label in range(classes))
+    return ImageSet(images, labels, labels, names, "small")
+
+
+def profile(**changes: object) -> Profile:
+    """The demo profile with networks of width 8 and runs of a few steps."""
+    recipe = Recipe(epochs=3, augmentation="color_crop", cutmix=0.5)
+    small = replace(
+        PROFILES["demo"], students=2, student=Protocol(NETWORK, recipe, test_points=2, max_steps=6),
+        full=Protocol(NETWORK, recipe, test_points=3), dance=replace(SETTINGS, factor=1),
+    )
+    return replace(small, **changes)

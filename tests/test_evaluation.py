@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small import image_set, profile
+
+from ddlnl import DistilledSet, evaluation, preprocess, training
+from ddlnl.distilled import concatenate
+from ddlnl.errors import DamagedError, InputError
+from ddlnl.evaluation import Curves, select
+
+FIRST = Curves([1, 2], test=[[0.5, 0.6], [0.9, 0.4]], validation=[[0.3, 0.2], [0.3, 0.2]])
+LAST = Curves([1, 2], test=[[0.1, 0.2], [0.3, 0.4]], validation=[[0.1, 0.25], [0.1, 0.3]])
+
+
+def small_set(**changes):
+    train = image_set(per_class=4)
+    labels = training.one_hot(torch.from_numpy(train.observed), 3)
+    preprocessing = preprocess.fit(train.images, "normalise")
+    images = preprocess.to_float(train.images)
+    return replace(DistilledSet(images, labels, train.class_names, "random", 4, preprocessing, profile().student), **changes)
+
+
+def test_selection_rules_pick_what_they_say():
+    assert select([FIRST, LAST], "last") == [0.2, 0.4]
+    assert select([FIRST, LAST], "validation") == [0.5, 0.9]  # best mean validation accuracy, first checkpoint, first point
+    assert select([FIRST, LAST], "best_on_test") == [0.6, 0.9]  # each student at its own best
+
+
+def test_validation_selection_never_looks_at_the_test_set():
+    flipped = replace(FIRST, test=[[1 - score for score in student] for student in FIRST.test])
+    assert select([flipped], "validation") == [0.5, pytest.approx(0.1)]
+
+
+def test_students_are_reproducible_and_independent_of_how_many_there_are():
+    test = image_set(per_class=20, seed=1)
+    three = evaluation.evaluate(small_set(), test, repeats=3, device="cpu")
+    assert len(three.accuracies) == 3
+    assert three.accuracies == evaluation.evaluate(small_set(), test, repeats=3, device="cpu").accuracies
+    two = evaluation.evaluate(small_set(), test, repeats=2, device="cpu")
+    assert three.accuracies[:2] == pytest.approx(two.accuracies, abs=0.02)
+    assert three.mean == pytest.approx(sum(three.accuracies) / 3)
+    assert three.std == pytest.approx(torch.tensor(three.accuracies).std().item())
+
+
+def test_augmentation_can_be_switched_off():
+    test = image_set(per_class=20, seed=1)
+    protocol = profile().student
+    eager = small_set(protocol=replace(protocol, recipe=replace(protocol.recipe, lr=0.3)))
+    published, none = (evaluation.evaluate(eager, test, 1, augmentation=name, device="cpu") for name in ("published", "none"))
+    assert published.curves.epochs == none.curves.epochs
+    assert published.curves.test != none.curves.test
+
+
+def test_soft_labels_are_used_as_they_are():
+    uniform = small_set(labels=torch.full((12, 3), 1 / 3))
+    scores = evaluation.evaluate(uniform, image_set(per_class=40, seed=1), repeats=4, device="cpu")
+    assert scores.mean < 0.6  # nothing can be learned from uniform labels
+
+
+def test_a_distilled_set_survives_the_disk(tmp_path):
+    for kind in ("normalise", "zca"):
+        whole = small_set(preprocessing=preprocess.fit(image_set().images, kind), meta={"wrong_labels": 3})
+        whole.save(tmp_path / "set.safetensors")
+        again = DistilledSet.load(tmp_path / "set.safetensors")
+        assert again.protocol == whole.protocol
+        assert again.preprocessing.hash == whole.preprocessing.hash
+        assert (again.class_names, again.meta, again.ipc) == (whole.class_names, whole.meta, whole.ipc)
+        assert torch.equal(again.images, whole.images)
+        assert torch.equal(again.training_set()[0], whole.training_set()[0])
+
+
+def test_a_damaged_distilled_set_is_refused(tmp_path):
+    path = tmp_path / "set.safetensors"
+    small_set().save(path)
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(DamagedError, match="does not match its checksum"):
+        DistilledSet.load(path)
+
+
+def test_distilled_sets_with_different_preprocessing_refuse_to_be_joined():
+    assert len(concatenate([small_set(), small_set()])) == 24
+    other = small_set(preprocessing=preprocess.fit(image_set(seed=9).images, "normalise"))
+    with pytest.raises(InputError, match="cannot be mixed"):
+        concatenate([small_set(), other])
+    with pytest.raises(InputError, match="factor agree"):
+        concatenate([small_set(), small_set(factor=2)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"repeats": 0}, "at least 1"), ({"repeats": True}, "whole number"), ({"augmentation": "yes"}, "published or none"),
+        ({"device": "gpu9"}, "allowed are auto, cpu"), ({"test": image_set(classes=4)}, "same classes"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_training(arguments, sentence):
+    with pytest.raises(InputError, match=sentence):
+        evaluation.evaluate(small_set(), **({"test": image_set()} | arguments))

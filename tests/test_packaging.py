@@ -1,0 +1,149 @@
+"""What can be installed, from which versions, and what happens where the compiled core cannot be built."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from ddlnl import _core
+from ddlnl.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LEFTOVERS = shutil.ignore_patterns("__pycache__", "_C*")
+
+
+def pinned_lines() -> list[str]:
+    return yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
+
+
+def pins(python: str | None = None) -> dict[str, Requirement]:
+    """The pins that hold on one Python, by canonical name; a name pinned twice there is an error."""
+    environment = {"python_version": python} if python else {}
+    found = [r for r in map(Requirement, pinned_lines()) if r.marker is None or r.marker.evaluate(environment)]
+    by_name = {canonicalize_name(r.name): r for r in found}
+    assert len(by_name) == len(found)
+    return by_name
+
+
+def declared() -> list[Requirement]:
+    project = PYPROJECT["project"]
+    lines = [*PYPROJECT["build-system"]["requires"], *project["dependencies"]]
+    lines += [line for extra in project["optional-dependencies"].values() for line in extra]
+    return [Requirement(line) for line in lines]
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13", "3.14"])
+def test_every_dependency_has_one_exact_version_inside_its_range(python):
+    exact = pins(python)
+    assert set(exact) == {canonicalize_name(r.name) for r in declared()}
+    for requirement in declared():
+        (specifier,) = exact[canonicalize_name(requirement.name)].specifier
+        assert specifier.operator == "=="
+        assert requirement.specifier.contains(specifier.version), f"{requirement} leaves out {specifier}"
+
+
+def test_setup_py_leaves_names_and_versions_to_pyproject():
+    calls = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Call)]
+    (setup,) = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "setup"]
+    assert {keyword.arg for keyword in setup.keywords} == {"ext_modules", "cmdclass", "options"}
+
+
+def test_the_environment_that_make_builds_has_the_pinned_versions():
+    if Path(sys.prefix) != ROOT / ".venv":
+        pytest.skip("these tests do not run in the environment that make builds")
+    assert (ROOT / ".venv" / "pins.txt").read_text().splitlines() == pinned_lines()
+    for name, pin in pins().items():
+        assert pin.specifier.contains(metadata.version(name)), f"{name} {metadata.version(name)} is not {pin}"
+
+
+def build_wheel(folder: Path, **environment: str) -> tuple[Path, str]:
+    """Build a copy of the package with the hook that pip calls; return the unpacked wheel and all that was printed."""
+    source, site = folder / "source", folder / "site"
+    for name in ("ddlnl", "csrc"):
+        shutil.copytree(ROOT / name, source / name, ignore=LEFTOVERS)
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where ninja is
+    done = subprocess.run(
+        [sys.executable, "-c", "from setuptools import build_meta; build_meta.build_wheel('..')"],
+        cwd=source,
+        env={**os.environ, "PATH": path, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    return site, done.stdout
+
+
+def python(site: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter that imports ddlnl from `site`, its working folder."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("DDLNL_EXTENSION", "PYTHONPATH")}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=site, env=environment, capture_output=True, text=True, check=True
+    )
+
+
+def test_a_wheel_holds_every_file_of_the_package_and_the_compiled_core(tmp_path):
+    if not shutil.which(os.environ.get("CXX", "c++")):
+        pytest.skip("there is no C++ compiler")
+    site, output = build_wheel(tmp_path)
+    package = tmp_path / "source" / "ddlnl"
+    files = {f.relative_to(package) for f in package.rglob("*") if f.is_file()}
+    assert not {f for f in files if not (site / "ddlnl" / f).exists()}
+    assert "was not compiled" not in output
+    code = (
+        "import torch; from ddlnl import _core; print(_core.load(), torch.ops.ddlnl.core_version());"
+        "_core.CORE_VERSION += 1; print(_core._register(_core.Path(_core.__file__).parent))"
+    )
+    version = _core.CORE_VERSION
+    assert python(site, code).stdout.splitlines() == [
+        f"True {version}",
+        f"is version {version} where {version + 1} is needed",
+    ]
+
+
+def test_without_a_compiler_the_package_installs_and_each_program_that_uses_it_warns_once(tmp_path):
+    site, output = build_wheel(tmp_path, CXX="false", CC="false")
+    assert output.count("was not compiled") == 1
+    used = python(site, "from ddlnl import _core; print(_core.load(), _core.load())")
+    assert used.stdout.split() == ["False", "False"]
+    assert used.stderr.count("The compiled core is not built") == 1
+
+
+def test_a_library_that_does_not_load_gives_one_warning(tmp_path, monkeypatch):
+    (tmp_path / "_C.abi3.so").write_bytes(b"not a library")
+    monkeypatch.delenv("DDLNL_EXTENSION", raising=False)
+    monkeypatch.setattr(_core, "__file__", str(tmp_path / "_core.py"))
+    with pytest.warns(RuntimeWarning, match=r"does not load .*PyTorch twins") as caught:
+        assert _core.load.__wrapped__() is False
+    assert len(caught) == 1
+
+
+def test_the_extension_switch_is_silent_when_off_and_refuses_other_words(monkeypatch):
+    monkeypatch.setenv("DDLNL_EXTENSION", "off")
+    assert _core.load.__wrapped__() is False
+    monkeypatch.setenv("DDLNL_EXTENSION", "no")
+    with pytest.raises(InputError, match=r"DDLNL_EXTENSION is 'no'; it can be 'on' .* or 'off'"):
+        _core.load.__wrapped__()

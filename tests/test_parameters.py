@@ -1,0 +1,121 @@
+"""Notebook parameters: right ones arrive typed, wrong ones are refused in one sentence before any work starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from ddlnl import parameters
+from ddlnl.errors import InputError
+from ddlnl.profiles import PROFILES
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+NAMES = [field.name for field in fields(parameters.Parameters)]
+
+REFUSED = [
+    ({"icp": 50}, "The parameter 'icp' is unknown; .* Did you mean 'ipc'?"),
+    ({"Rates": [0.2]}, "The parameter 'Rates' is unknown; .* Did you mean 'rates'?"),
+    ({"profile": "dmeo"}, "The profile 'dmeo' is unknown; .* Did you mean 'demo'?"),
+    ({"profile": None}, "'profile' is None, and it must be text"),
+    ({"dataset": "cifar11"}, "The dataset 'cifar11' is unknown; .* Did you mean 'cifar1"),
+    ({"dataset": "nowhere/mine.npz"}, "There is no file nowhere/mine.npz"),
+    ({"dataset": 10}, "'dataset' is 10, and it must be text"),
+    ({"methods": ["dence"]}, "The method 'dence' is unknown; .* Did you mean 'dance'?"),
+    ({"methods": "dance"}, "'methods' is 'dance', and it must be a list"),
+    ({"methods": []}, "must be a list with at least one entry"),
+    ({"methods": [["dance"]]}, "is unknown"),
+    ({"rates": "[0.2, 0.4]"}, "must be a list with at least one entry .*-y 'rates: "),
+    ({"rates": 0.4}, "'rates' is 0.4, and it must be a list"),
+    ({"rates": [0.2, "0.4"]}, "The rate '0.4' in 'rates' is not allowed"),
+    ({"rates": [math.nan]}, "The rate nan in 'rates' is not allowed; a noise rate is a number from 0 to 1"),
+    ({"rates": [-0.1]}, "a number from 0 to 1"),
+    ({"rates": [1.5]}, "a number from 0 to 1"),
+    ({"rates": [True]}, "The rate True"),
+    ({"ipc": 0}, "'ipc' is 0, and it must be a whole number of at least 1"),
+    ({"ipc": [10, -1]}, "'ipc' is -1"),
+    ({"ipc": 10.0}, "'ipc' is 10.0"),
+    ({"ipc": "10"}, "'ipc' is '10'"),
+    ({"ipc": math.nan}, "'ipc' is nan"),
+    ({"ipc": True}, "'ipc' is True"),
+    ({"ipc": []}, "'ipc' is \\[\\]"),
+    ({"seeds": 0}, "'seeds' is 0, and it must be a whole number of at least 1"),
+    ({"seeds": [0, 1]}, "'seeds' is \\[0, 1\\]"),
+    ({"device": "gpu"}, "The device 'gpu' cannot be used here"),
+    ({"device": 0}, "'device' is 0, and it must be text"),
+    ({"data_dir": False}, "'data_dir' is False, and it must be text"),
+    ({"store_dir": 3}, "'store_dir' is 3, and it must be text"),
+    ({"workers": "2"}, "'workers' is '2', and it must be a whole number"),
+    ({"workers": None}, "'workers' is None"),
+    ({"engine": "slurm"}, "The engine 'slurm' is unknown; allowed are local, submitit"),
+    ({"engine": True}, "'engine' is True, and it must be text"),
+]
+
+
+@pytest.mark.parametrize(("names", "message"), REFUSED, ids=[str(names) for names, _ in REFUSED])
+def test_a_wrong_parameter_is_refused_in_one_sentence(names, message):
+    with pytest.raises(InputError, match=message) as refusal:
+        parameters.check(names)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_is_none_or_absent_comes_from_the_profile():
+    for profile in PROFILES.values():
+        given = parameters.check({"profile": profile.name, "dataset": None, "rates": None, "ipc": None})
+        assert (given.dataset, given.rates, given.ipc) == (profile.dataset, profile.rates, profile.ipcs)
+        assert given.seeds == profile.seeds
+
+
+def test_given_values_arrive_typed_without_repeats():
+    names = {"rates": [0, 0.4, 0.4], "ipc": [50, 10, 50], "methods": ["dance", "dance"], "seeds": 2, "workers": 3}
+    given = parameters.check(names)
+    assert (given.rates, given.ipc, given.methods) == ((0.0, 0.4), (10, 50), ("dance",))
+    assert (given.seeds, given.workers) == (2, 3)
+    assert parameters.check({"ipc": 50}).ipc == (50,)
+
+
+def test_an_archive_of_ones_own_is_a_dataset(tmp_path):
+    archive = tmp_path / "mine.npz"
+    archive.touch()
+    assert parameters.check({"dataset": str(archive)}).dataset == str(archive)
+
+
+def test_modules_private_names_and_results_of_a_notebook_are_no_parameters():
+    given = parameters.check({})
+    assert parameters.check({"_": 3, "__doc__": "text", "parameters": parameters, "given": given, "all": (1,)}) == given
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_papermill_explains_every_parameter_of_a_notebook(path):
+    explained = papermill.inspect_notebook(path)
+    assert set(explained) <= set(NAMES)
+    for parameter in explained.values():
+        assert parameter["inferred_type_name"] != "None"
+        assert len(parameter["help"]) > 10
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_a_notebook_is_a_story_of_at_most_12_short_cells_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(code) <= 12
+    for cell in code:
+        assert cell.source.count("\n") < 25
+        assert not cell.outputs
+        assert cell.execution_count is None
+        assert "def " not in cell.source
+    assert code[0].metadata.tags == ["parameters"]
+    assert "parameters.check(globals())" in code[1].source
+
+
+def test_a_run_of_the_notebook_with_a_misspelt_parameter_ends_before_any_work(tmp_path):
+    notebook = next(path for path in NOTEBOOKS if path.stem == "fig2_symmetric")
+    given = {"icp": 50, "store_dir": str(tmp_path / "store")}
+    with pytest.raises(papermill.PapermillExecutionError, match="The parameter 'icp' is unknown"):
+        papermill.execute_notebook(notebook, tmp_path / "out.ipynb", given, progress_bar=False)
+    assert not (tmp_path / "store").exists()

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from ddlnl import store as store_module
+from ddlnl.errors import DamagedError
+from ddlnl.store import Store, key_of, read_tensors, table, write_tensors
+
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2]), "empty": torch.zeros(0, 4), "scalar": torch.tensor(2.5)}
+
+
+def test_tensors_and_description_come_back_as_they_were_written(tmp_path):
+    write_tensors(tmp_path / "file.safetensors", TENSORS, {"words": ["x", 1, None]})
+    tensors, meta = read_tensors(tmp_path / "file.safetensors")
+    assert meta == {"words": ["x", 1, None]}
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
+    assert [path.name for path in tmp_path.iterdir()] == ["file.safetensors"]
+
+
+@pytest.mark.parametrize("position", [3, 40, 150, -2])
+def test_a_flipped_bit_or_a_cut_is_found_in_any_part_of_a_file(tmp_path, position):
+    path = tmp_path / "file.safetensors"
+    write_tensors(path, TENSORS, {"name": "value"})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: position % len(whole)] + bytes([whole[position] ^ 4]) + whole[position % len(whole) + 1 :])
+    with pytest.raises(DamagedError):
+        read_tensors(path)
+    path.write_bytes(whole[:-5])
+    with pytest.raises(DamagedError):
+        read_tensors(path)
+
+
+def test_a_damaged_artefact_is_named_set_aside_and_made_again(tmp_path):
+    store = Store(tmp_path)
+    store.compute("key", lambda: {"x": torch.ones(2)}, {})
+    path = store.artefact_path("key")
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.warns(UserWarning, match=r"key\.safetensors does not match its checksum"):
+        again = store.compute("key", lambda: {"x": torch.full((2,), 7.0)}, {})
+    assert again["x"].tolist() == [7, 7]
+    assert len(list((tmp_path / "damaged").iterdir())) == 1
+
+
+def test_a_damaged_record_is_not_in_the_table(tmp_path):
+    store = Store(tmp_path)
+    for seed in range(3):
+        store.save_record("cell", f"key{seed}", {"dataset": "digits", "seed": seed})
+    path = tmp_path / "records" / "cell" / "key1.json"
+    path.write_text(path.read_text().replace('"seed": 1', '"seed": 2'))
+    with pytest.warns(UserWarning, match=r"key1\.json does not match its checksum"):
+        rows = table(tmp_path)
+    assert rows["seed"].tolist() == [0, 2]
+    assert table(tmp_path)["seed"].tolist() == [0, 2]
+
+
+def test_an_artefact_is_made_once(tmp_path):
+    made = []
+    for _ in range(2):
+        Store(tmp_path).compute("key", lambda: made.append(1) or {"x": torch.ones(1)}, {})
+    assert made == [1]
+
+
+def test_keys_do_not_depend_on_the_order_of_a_description():
+    assert key_of({"a": 1, "b": [2.5, "x"]}) == key_of({"b": [2.5, "x"], "a": 1})
+    assert key_of({"a": 1}) != key_of({"a": 2})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        key_of({"a": float("nan")})
+
+
+def test_a_killed_write_leaves_the_old_file_or_the_new_one(tmp_path):
+    """kill -9 while a process rewrites one file over and over; whatever moment it hits, the file reads."""
+    path = tmp_path / "file.safetensors"
+    program = (
+        "import torch, sys; from pathlib import Path; from ddlnl.store import write_tensors\n"
+        f"path = Path({str(path)!r})\n"
+        "for number in range(10**9):\n"
+        "    write_tensors(path, {'x': torch.full((200_000,), float(number))}, {'number': number})\n"
+        "    print(number, flush=True)\n"
+    )
+    for delay in (0.0, 0.01, 0.03):
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        tensors, meta = read_tensors(path)
+        assert tensors["x"].unique().tolist() == [meta["number"]]
+
+
+def test_progress_counts_the_seconds_of_earlier_processes(tmp_path):
+    first = Store(tmp_path).progress("loop", interval=0)
+    assert first.load() is None
+    first.started -= 100
+    first.save(3, lambda: {"x": torch.ones(1)})
+    second = Store(tmp_path).progress("loop", interval=0)
+    step, state = second.load()
+    assert (step, state["x"].item()) == (3, 1)
+    assert 100 <= second.seconds < 110
+    with second.paused():
+        second_before = second.seconds
+        time.sleep(0.05)
+    assert second.seconds - second_before < 0.05
+    Store(tmp_path).forget_progress("loop")
+    assert second.load() is None
+
+
+def test_progress_is_not_written_more_often_than_its_interval(tmp_path):
+    progress = Store(tmp_path).progress("loop", interval=1000)
+    progress.save(1, lambda: pytest.fail("written too early"))
+
+
+def test_a_record_of_another_format_says_which_one_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "FORMAT", 99)
+    Store(tmp_path).save_record("cell", "old", {"dataset": "digits"})
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="has record format 99, and this version reads format 1"):
+        assert Store(tmp_path).record("cell", "old") is None
+
+
+def test_an_empty_store_gives_an_empty_table(tmp_path):
+    assert table(tmp_path).empty
+
+
+def test_records_are_plain_json_with_a_checksum(tmp_path):
+    Store(tmp_path).save_record("cell", "key", {"accuracy_last": 0.5})
+    whole = json.loads((tmp_path / "records" / "cell" / "key.json").read_text())
+    assert set(whole) == {"format", "digest", "body"}

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import image_set, profile
+
+from ddlnl import cells, store, study
+from ddlnl.cells import Cell
+from ddlnl.errors import InputError
+from ddlnl.profiles import PROFILES
+
+# What may differ between two runs of one cell: times, and memory, which the system decides.
+VOLATILE = ["seconds", "seconds_experts", "seconds_distil", "seconds_evaluate", "finished", "peak_memory_mib"]
+RATES = (0.0, 0.5)
+
+
+def write_small_archive(folder: Path) -> str:
+    arrays = {"class_names": np.array(["a", "b", "c"])}
+    for part, seed in (("train", 0), ("test", 1)):
+        images = image_set(per_class=14, seed=seed)
+        arrays |= {f"{part}_images": images.images, f"{part}_labels": images.observed}
+    path = folder / "small.npz"
+    np.savez(path, **arrays)
+    return str(path)
+
+
+@pytest.fixture
+def archive_path(tmp_path, monkeypatch):
+    monkeypatch.setitem(PROFILES, "demo", profile())
+    cells._load.cache_clear()
+    cells._prepared.cache_clear()
+    return write_small_archive(tmp_path)
+
+
+def lasting(rows):
+    return rows.drop(columns=VOLATILE).to_dict("records")
+
+
+def test_a_study_gives_one_row_per_cell_and_the_second_run_only_reads(archive_path, tmp_path, monkeypatch):
+    grid = study.grid(archive_path, rates=RATES, ipcs=[1, 2], seeds=2)
+    assert len(grid) == 2 * 2 * (1 + 2 * 4)
+    first = study.run(grid, tmp_path / "store", device="cpu", progress=False)
+    assert len(first) == len(grid)
+    for rule in ("last", "validation", "best_on_test"):
+        scores = np.array(first[f"accuracies_{rule}"].tolist())
+        assert scores.shape == (len(grid), 2)
+        np.testing.assert_allclose(scores.mean(1), first[f"accuracy_{rule}"])
+        np.testing.assert_allclose(scores.std(1, ddof=1), first[f"std_{rule}"])
+    assert first["realised_rate"].between(0, 1).all()
+    assert (first.query("rate == 0.5")["realised_rate"] > 0.2).all()
+    monkeypatch.setattr(study.engines, "run_cell", lambda *_: pytest.fail("a finished cell was computed again"))
+    second = study.run(grid, tmp_path / "store", device="cpu", progress=False)
+    assert first.to_dict("records") == second.to_dict("records")
+    assert len(store.table(tmp_path / "store")) == len(grid)
+
+
+def test_experts_are_trained_once_per_noise_setting_and_shared_by_all_ipcs_and_methods(archive_path, tmp_path, monkeypatch):
+    trained = []
+    train = cells.methods.train_experts
+    monkeypatch.setattr(cells.methods, "train_experts", lambda *a: trained.append(a) or train(*a))
+    grid = study.grid(archive_path, rates=RATES, ipcs=[1, 2], seeds=1)
+    study.run(grid, tmp_path / "store", device="cpu", progress=False)
+    assert len(trained) == len(RATES)
+
+
+def test_a_cell_gives_the_same_record_alone_and_in_two_workers(archive_path, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(PROGRAM.format(archive=archive_path, store=str(tmp_path / "workers"), workers=2))
+    subprocess.run([sys.executable, script], check=True, env=environment(threads=2))
+    alone = study.run(the_grid(archive_path), tmp_path / "alone", device="cpu", progress=False)
+    together = study.run(the_grid(archive_path), tmp_path / "workers", device="cpu", progress=False)
+    for one, other in zip(alone.to_dict("records"), together.to_dict("records"), strict=True):
+        assert one["accuracies_last"] == pytest.approx(other["accuracies_last"], abs=0.1)
+        assert one["noise_hash"] == other["noise_hash"]
+
+
+PROGRAM = """
+import small
+from ddlnl import study
+from ddlnl.profiles import PROFILES
+from ddlnl.store import Progress
+
+PROFILES["demo"] = small.profile()  # also in spawned workers, which import this file
+init = Progress.__init__
+Progress.__init__ = lambda self, store, path, interval: init(self, store, path, 0.0)
+
+if __name__ == "__main__":
+    from test_study import the_grid
+    study.run(the_grid({archive!r}), {store!r}, device="cpu", workers={workers}, progress=False)
+"""
+
+
+def the_grid(archive_path: str) -> list[Cell]:
+    return study.grid(archive_path, rates=[0.5], methods=["full", "dance", "predicted"], ipcs=[2], seeds=2)
+
+
+def environment(threads: int = 1) -> dict[str, str]:
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
+
+
+def test_a_killed_study_ends_with_the_records_it_would_have_had(archive_path, tmp_path):
+    """kill -9 at random moments of the run, then finish it: the same records, bit for bit, but for times."""
+    script = tmp_path / "run.py"
+
+    def start(place: str) -> subprocess.Popen:
+        script.write_text(PROGRAM.format(archive=archive_path, store=str(tmp_path / place), workers=1))
+        return subprocess.Popen([sys.executable, script], env=environment())
+
+    assert start("whole").wait() == 0
+    moments = random.Random(0)
+    kills = 0
+    for _ in range(3):
+        process = start("killed")
+        while process.poll() is None and not (tmp_path / "killed" / "locks").exists():
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.5))
+        kills += process.poll() is None
+        os.kill(process.pid, signal.SIGKILL) if process.poll() is None else None
+        process.wait()
+    assert kills >= 1
+    assert start("killed").wait() == 0
+    whole, killed = (store.table(tmp_path / place).sort_values("key") for place in ("whole", "killed"))
+    assert len(whole) == 6
+    assert lasting(whole) == lasting(killed)
+    assert not list((tmp_path / "killed" / "progress").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"methods": ["danse"]}, "Did you mean 'dance'"),
+        ({"profile": "lapdog"}, "Did you mean 'laptop'"),
+        ({"rates": [1.5]}, "rate"),
+        ({"rates": [float("nan")]}, "rate"),
+        ({"ipcs": 0}, "at least 1"),
+        ({"ipcs": [True]}, "whole number"),
+        ({"ipcs": [2.0]}, "whole number"),
+        ({"seeds": 0}, "at least 1"),
+        ({"noises": ["symetric:0.4"]}, "Did you mean 'symmetric'"),
+    ],
+)
+def test_an_impossible_grid_is_refused_with_one_sentence(arguments, sentence):
+    with pytest.raises(InputError, match=sentence):
+        study.grid(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "sentence"),
+    [
+        ({"ipcs": 15}, {}, "more than the"),
+        ({"noises": ["human:worst"]}, {}, "human"),
+        ({}, {"device": "cuda:77"}, "cannot be used"),
+        ({}, {"workers": 0}, "at least 1"),
+        ({}, {"engine": "slurm"}, "local, submitit"),
+    ],
+)
+def test_an_impossible_run_is_refused_before_any_training(archive_path, tmp_path, monkeypatch, arguments, options, sentence):
+    monkeypatch.setattr(study.engines, "run_cell", lambda *_: pytest.fail("work was started"))
+    with pytest.raises(InputError, match=sentence):
+        study.run(study.grid(archive_path, **({"rates": [0.0]} | arguments)), tmp_path, progress=False, **options)
+
+
+def test_a_failing_cell_is_named(archive_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(study.engines, "run_cell", lambda *_: 1 / 0)
+    with pytest.raises(RuntimeError, match=r"symmetric:0\.5, random, IPC 1, seed 0\) failed: division by zero"):
+        study.run([Cell(archive_path, "symmetric:0.5", "random", 1, 0, "demo")], tmp_path, device="cpu", progress=False)
+
+
+def test_cells_that_train_experts_come_first_so_that_workers_do_not_wait():
+    grid = study.grid("digits", rates=[0.0, 0.4], methods=["full", "dance"], ipcs=[1, 10], seeds=1)
+    assert [(cell.noise, cell.ipc) for cell in study.in_order(grid)[:4]] == [
+        ("clean", 0), ("clean", 1), ("symmetric:0.4", 0), ("symmetric:0.4", 1),
+    ]
+
+
+def test_distil_in_memory_gives_a_set_that_trains_students(archive_path):
+    import ddlnl
+    from ddlnl import datasets, evaluation, noise
+
+    data = datasets.load(archive_path)
+    noisy = noise.corrupt(data.train, "symmetric:0.4", seed=0)
+    small = ddlnl.distill(noisy, method="dance", ipc=2, profile="demo", seed=0, device="cpu")
+    assert small.images.shape == (6, 3, 8, 8)
+    assert small.labels.argmax(1).tolist() == [0, 0, 1, 1, 2, 2]
+    scores = evaluation.evaluate(small, data.test, repeats=2, device="cpu")
+    assert 0 <= scores.mean <= 1
+    with pytest.raises(InputError, match="at most"):
+        ddlnl.distill(noisy, ipc=100)
+    with pytest.raises(InputError, match="Did you mean 'random'"):
+        ddlnl.distill(noisy, method="rndom")
