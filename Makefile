@@ -36,11 +36,14 @@ lint: install-test
 install: $(VENV)/installed
 install-test: $(VENV)/installed-test
 
-# The build requirements come first: setup.py compiles against the installed torch, which a build in isolation would fetch again.
+$(VENV)/installed-test: EXTRAS := [test,slurm]
+
+# The build requirements come first: setup.py compiles against the torch installed here, where a build in isolation would
+# fetch a second one.
 $(VENV)/installed $(VENV)/installed-test: $(VENV)/pins.txt setup.py pyproject.toml $(wildcard csrc/*)
 	@echo "Installing into $(VENV) (the first time: some minutes, about 6 GB)"
 	@$(PIP) 'pip>=21.3' setuptools ninja torch
-	@$(PIP) --no-build-isolation --editable '.$(if $(filter %-test,$@),[test])'
+	@$(PIP) --no-build-isolation --editable '.$(EXTRAS)'
 	@touch $(VENV)/installed $@
 
 $(VENV)/pins.txt: environment.yml

@@ -1,4 +1,4 @@
-"""The command line: `python -m ddlnl data ...` brings data to where the package looks for it.
+"""The command line: `data ...` brings data to where the package looks for it, `export` and `summary` read notebooks.
 
 What cannot be done is said in one sentence on standard error, and the exit code is 2.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ddlnl import datasets, human_labels, sources
+from ddlnl import datasets, export, human_labels, sources
 from ddlnl.errors import InputError
 
 
@@ -27,6 +27,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     data = commands.add_parser("data", help="download and import datasets and human labels")
     _add_data_commands(data.add_subparsers(required=True, metavar="COMMAND"))
+    page = commands.add_parser("export", help="write an executed notebook as one HTML page that works offline")
+    page.add_argument("notebook", metavar="NOTEBOOK")
+    page.add_argument("html", metavar="HTML")
+    page.set_defaults(run=lambda options: export.export(options.notebook, options.html))
+    line = commands.add_parser("summary", help="print the result of an executed notebook")
+    line.add_argument("notebook", metavar="NOTEBOOK")
+    line.set_defaults(run=lambda options: print(export.summary(options.notebook)))
     return parser
 
 

@@ -1,7 +1,8 @@
-"""Differentiable siamese augmentation (DSA, arXiv 2102.08259) as DANCE and DATM use it: draw parameters, call the operator.
+"""Differentiable siamese augmentation (DSA, arXiv 2102.08259) as DANCE and DATM use it: draw parameters, call the
+operator.
 
-`draw` decides, `ops.augment` computes. Drawn parameters are a small tensor, so one draw can be shared by real and synthetic
-images (siamese), indexed by class, or kept to repeat a step exactly.
+`draw` decides, `ops.augment` computes. Drawn parameters are a small tensor, so one draw can be shared by real and
+synthetic images (siamese), indexed by class, or kept to repeat a step exactly.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ def parse(strategy: str) -> tuple[str, ...]:
     names = tuple(name for name in strategy.split("_") if name)
     for name in names:
         if name not in OPERATIONS:
-            raise InputError(f"Augmentation {name!r} in {strategy!r} is unknown; the operations are {', '.join(OPERATIONS)}." + nearest(name, OPERATIONS))
+            raise InputError(
+                f"Augmentation {name!r} in {strategy!r} is unknown; the operations are {', '.join(OPERATIONS)}."
+                + nearest(name, OPERATIONS)
+            )
     return names
 
 
@@ -131,7 +135,8 @@ _DRAWS = {"color": _color, "flip": _flip, "crop": _crop, "cutout": _cutout, "sca
 
 
 def cutmix(images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """CutMix with Beta(1, 1) (arXiv 1905.04899): a box of every image is replaced by that of another image of the batch.
+    """CutMix with Beta(1, 1) (arXiv 1905.04899): a box of every image is replaced by that of another image of the
+    batch.
 
     Args: images (B, C, H, W); targets (B, K) float class probabilities. Returns both, mixed; the label weight is the
     exact area that was kept, so cross-entropy against the mixed targets is the weighted sum of the two losses.

@@ -81,7 +81,7 @@ def _prepared(dataset: str, spec: str, imbalance: str, seed: int, profile: str, 
 
 
 def prepare(cell: Cell, data_dir: str | Path | None = None) -> Data:
-    """Load, unbalance, corrupt and split. Raises `InputError` where the cell is impossible, such as an IPC larger than a class."""
+    """Load, unbalance, corrupt and split. Raises `InputError` where the cell cannot be (IPC above a class)."""
     folder = None if data_dir is None else str(data_dir)
     data = _prepared(cell.dataset, cell.noise, cell.imbalance, cell.seed, cell.profile, folder)
     if cell.ipc:
@@ -92,14 +92,24 @@ def prepare(cell: Cell, data_dir: str | Path | None = None) -> Data:
 def cell_key(cell: Cell, data_dir: str | Path | None = None) -> str:
     """20 hex digits made of the cell, the settings of its profile and the content of its dataset."""
     data, fingerprint = _load(cell.dataset, None if data_dir is None else str(data_dir))
-    settings = settings_of(PROFILES[cell.profile].for_dataset(data.name, data.train.images.shape[1]))
+    settings = settings_of(PROFILES[cell.profile].for_dataset(data.name, data.train.images.shape[1]), cell.method)
     return key_of({"cell": dataclasses.asdict(cell), "settings": settings, "data": fingerprint})
 
 
-def settings_of(profile: Profile) -> dict[str, Any]:
-    """The part of a profile that a cell's result depends on: all but its name, grid and words."""
-    aside = ("name", "dataset", "rates", "ipcs", "seeds", "reductions")
-    return {name: value for name, value in dataclasses.asdict(profile).items() if name not in aside}
+def settings_of(profile: Profile, method: str) -> dict[str, Any]:
+    """The part of a profile that a cell of `method` depends on; changing anything else leaves its record valid."""
+    names = ["students", "train_images", "validation_share", "preprocessing", "full" if method == "full" else "student"]
+    settings = {name: value for name, value in dataclasses.asdict(profile).items() if name in names}
+    if method in methods.DISTILLERS:
+        settings["distiller"] = dataclasses.asdict(profile.dance)
+    elif method in methods.WITH_EXPERTS:
+        settings["experts"] = expert_settings(profile)
+    return settings
+
+
+def expert_settings(profile: Profile) -> dict[str, Any]:
+    """What the experts of a profile depend on besides their data."""
+    return {name: dataclasses.asdict(profile.dance)[name] for name in ("experts", "architecture", "expert_recipe")}
 
 
 def run_cell(cell: Cell, store: Store, data_dir: str | Path | None, device: str) -> None:
@@ -127,7 +137,9 @@ class _Run:
         """Fitted once per dataset, on all its training images, and shared through the store."""
         kind = self.profile.preprocessing
         what = {"preprocessing": kind, "dataset": whole.name, "images": whole.fingerprint}
-        tensors = self.store.compute(key_of(what), lambda: preprocess.fit(whole.images, kind, whole.name).tensors(), what)
+        tensors = self.store.compute(
+            key_of(what), lambda: preprocess.fit(whole.images, kind, whole.name).tensors(), what
+        )
         return Preprocessing("zca" if kind == "zca" else "normalise", **tensors)
 
     def finish(self) -> None:
@@ -141,11 +153,9 @@ class _Run:
         self.store.forget_progress(self.key)
 
     def experts(self) -> dict[str, Tensor]:
-        """The experts of this noise setting: trained by whichever cell comes first, found in the store by all others."""
-        settings = self.profile.dance
+        """The experts of this noise setting: trained by the first cell that needs them, then in the store."""
         what = {
-            "experts": dataclasses.asdict(settings.expert_recipe) | dataclasses.asdict(settings.architecture),
-            "count": settings.experts,
+            "experts": expert_settings(self.profile),
             "images": self.train.fingerprint,
             "observed": datasets.label_hash(self.train.observed),
             "preprocessing": self.preprocessing.hash,
@@ -168,11 +178,19 @@ class _Run:
     def _small_sets(self) -> list[Curves]:
         """Make the small set, evaluating it at every checkpoint; the final set is kept."""
         cell = self.cell
-        experts = None if cell.method == "random" else self.experts()
+        experts = self.experts() if cell.method in methods.WITH_EXPERTS else None
         progress = self.store.progress(f"{self.key}-making")
         curves = []
         for name, small in methods.checkpoints(
-            cell.method, self.train, cell.ipc, self.profile, experts, self.preprocessing, cell.seed, self.device, progress
+            cell.method,
+            self.train,
+            cell.ipc,
+            self.profile,
+            experts,
+            self.preprocessing,
+            cell.seed,
+            self.device,
+            progress,
         ):
             with progress.paused():
                 images, targets = (tensor.to(self.device) for tensor in small.training_set())
@@ -183,7 +201,7 @@ class _Run:
         return curves
 
     def _evaluated(self, name: str, images: Tensor, targets: Tensor, protocol: Protocol) -> Curves:
-        """Accuracies of fresh students on one training set; kept in the store under the cell and the checkpoint's name."""
+        """Accuracies of fresh students on one training set, kept in the store under the cell and the checkpoint."""
         key = f"{self.key}-{name}"
         body = self.store.record("evaluation", key)
         if body is None:
@@ -200,7 +218,10 @@ class _Run:
         """Held-out noisy images and clean test images, as exams."""
         sets = {"test": self.data.test} | ({"validation": self.data.validation} if len(self.data.validation) else {})
         return {
-            name: (evaluation.on_device(one, self.preprocessing, self.device), torch.from_numpy(one.observed).to(self.device))
+            name: (
+                evaluation.on_device(one, self.preprocessing, self.device),
+                torch.from_numpy(one.observed).to(self.device),
+            )
             for name, one in sets.items()
         }
 
@@ -211,25 +232,33 @@ class _Run:
             found = evaluation.select(checkpoints, rule)
             scores |= {f"accuracy_{rule}": statistics.fmean(found), f"accuracies_{rule}": found}
             scores[f"std_{rule}"] = statistics.stdev(found) if len(found) > 1 else 0.0
-        return dataclasses.asdict(cell) | scores | {
-            "rate": noise.parse(cell.noise).rate,
-            "realised_rate": noise.realised_rate(train),
-            "students": self.profile.students,
-            "curves": [dataclasses.asdict(curves) for curves in checkpoints],
-            "train_images": len(train),
-            "validation_images": len(self.data.validation),
-            "test_images": len(self.data.test),
-            "notes": self.notes,
-            "seconds": sum(self.seconds.values()),
-            **{f"seconds_{step}": seconds for step, seconds in self.seconds.items()},
-            "peak_memory_mib": measure.peak_mib(self.device),
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-            "threads": torch.get_num_threads(),
-            "versions": {"ddlnl": ddlnl.__version__, "torch": torch.__version__, "python": platform.python_version()},
-            "data_hash": self.data.fingerprint,
-            "noise_hash": datasets.label_hash(train.observed),
-            "preprocessing_hash": self.preprocessing.hash,
-            "settings": settings_of(self.profile),
-            "key": self.key,
-            "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        }
+        return (
+            dataclasses.asdict(cell)
+            | scores
+            | {
+                "rate": noise.parse(cell.noise).rate,
+                "realised_rate": noise.realised_rate(train),
+                "students": self.profile.students,
+                "curves": [dataclasses.asdict(curves) for curves in checkpoints],
+                "train_images": len(train),
+                "validation_images": len(self.data.validation),
+                "test_images": len(self.data.test),
+                "notes": self.notes,
+                "seconds": sum(self.seconds.values()),
+                **{f"seconds_{step}": seconds for step, seconds in self.seconds.items()},
+                "peak_memory_mib": measure.peak_mib(self.device),
+                "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+                "threads": torch.get_num_threads(),
+                "versions": {
+                    "ddlnl": ddlnl.__version__,
+                    "torch": torch.__version__,
+                    "python": platform.python_version(),
+                },
+                "data_hash": self.data.fingerprint,
+                "noise_hash": datasets.label_hash(train.observed),
+                "preprocessing_hash": self.preprocessing.hash,
+                "settings": settings_of(self.profile, cell.method),
+                "key": self.key,
+                "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            }
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -25,20 +25,32 @@ def expert_logits(experts: Tensor, network: nn.Module, images: np.ndarray, prepr
     with torch.no_grad():
         batches = [preprocessing.apply(to_float(images[start : start + 500])) for start in range(0, len(images), 500)]
         each = [networks.unflatten(expert, network) for expert in experts]
-        return torch.stack([torch.cat([functional_call(network, p, (b.to(experts.device),)) for b in batches]) for p in each])
+        return torch.stack(
+            [torch.cat([functional_call(network, p, (b.to(experts.device),)) for b in batches]) for p in each]
+        )
 
 
 def choose(
-    train: ImageSet, method: str, ipc: int, experts: Tensor | None, network: nn.Module, preprocessing: Preprocessing, seed: int
+    train: ImageSet,
+    method: str,
+    ipc: int,
+    experts: Tensor | None,
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    seed: int,
 ) -> tuple[Tensor, Tensor, dict[str, int]]:
     """Images (K ipc, C, H, W) float32 in [0, 1], class-major; their labels (K ipc, K); and what there is to report.
 
-    experts: (M, P) flat trained parameters; `predicted` uses the first, `random_soft` the mean logits of all. A class with
-    fewer than ipc images predicted as observed is filled up with random ones, counted in the report as `filled_up`.
+    experts: (M, P) flat trained parameters; `predicted` uses the first, `random_soft` the mean logits of all. A class
+    with fewer than ipc images predicted as observed is filled up with random ones, counted in the report as
+    `filled_up`.
     """
     agreed = np.zeros(len(train), dtype=bool)
     if method == "predicted":
-        agreed = expert_logits(experts[:1], network, train.images, preprocessing)[0].argmax(1).cpu().numpy() == train.observed
+        agreed = (
+            expert_logits(experts[:1], network, train.images, preprocessing)[0].argmax(1).cpu().numpy()
+            == train.observed
+        )
     chosen, report = [], {}
     for label in range(train.num_classes):
         order = numpy_generator(seed, "random images", label).permutation(np.flatnonzero(train.observed == label))

@@ -3,7 +3,8 @@
 Images are matched to real ones of the same observed class in the features of a random mixture of an untrained and a
 trained network (inner-class view), and calibrated by the trained network's cross-entropy (inter-class view). The
 published code takes one optimiser step per class; here all classes step together, which is the same update exactly:
-momentum advances for every class at every step, and between two visits its effect has a closed form (`_Momentum.coast`).
+momentum advances for every class at every step, and between two visits its effect has a closed form
+(`_Momentum.coast`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
@@ -98,9 +99,11 @@ def _grouped(tiles: tuple[Tensor, ...], factor: int) -> list[tuple[Tensor, ...]]
 
 
 class RealBatches:
-    """Endless batches of real images per observed class: reshuffled passes without replacement, short remainders dropped.
+    """Endless batches of real images per observed class: reshuffled passes without replacement, short remainders
+    dropped.
 
-    Batch `turn` of a class depends on (seed, class, turn) alone, so a resumed run draws what an uninterrupted one would.
+    Batch `turn` of a class depends on (seed, class, turn) alone, so a resumed run draws what an uninterrupted one
+    would.
     """
 
     def __init__(self, observed: Tensor, classes: int, batch_size: int, seed: int) -> None:
@@ -127,7 +130,7 @@ class Momentum:
         self.classes, self.lr, self.momentum = classes, lr, momentum
 
     def coast(self, steps: Tensor) -> None:
-        """What `steps` (K,) optimiser steps with zero gradient do to each class: S -= lr v m (1 - m^k) / (1 - m), v *= m^k."""
+        """What `steps` (K,) steps k with zero gradient do to each class: S -= lr v m (1 - m^k) / (1 - m), v *= m^k."""
         m = self.momentum
         kept = (m ** steps.to(self.images)).repeat_interleave(len(self.images) // self.classes).view(-1, 1, 1, 1)
         self.images -= self.lr * m / (1 - m) * (1 - kept) * self.velocity
@@ -155,8 +158,14 @@ class Dance:
     """The losses and the update of one distillation run. Tensors live on one device; network parameters are frozen."""
 
     def __init__(
-        self, train: ImageSet, ipc: int, settings: Settings, experts: dict[str, Tensor], preprocessing: Preprocessing,
-        seed: int, device: torch.device,
+        self,
+        train: ImageSet,
+        ipc: int,
+        settings: Settings,
+        experts: dict[str, Tensor],
+        preprocessing: Preprocessing,
+        seed: int,
+        device: torch.device,
     ) -> None:
         self.ipc, self.settings, self.seed, self.preprocessing = ipc, settings, seed, preprocessing
         self.classes, self.size = train.num_classes, train.images.shape[1:3]
@@ -182,13 +191,17 @@ class Dance:
         def subset() -> Tensor | None:
             if self.decoded <= self.settings.synthetic_batch:
                 return None
-            return torch.rand(self.classes, self.decoded, generator=source).argsort(1)[:, : self.settings.synthetic_batch]
+            return torch.rand(self.classes, self.decoded, generator=source).argsort(1)[
+                :, : self.settings.synthetic_batch
+            ]
 
         return Draws(
             expert=int(torch.randint(len(self.trained), (), generator=source)),
             mix=float(torch.rand((), generator=source)),
-            matching=augmentation(), calibrations=[augmentation() for _ in passes],
-            matched=subset(), calibrated=[subset() for _ in passes],
+            matching=augmentation(),
+            calibrations=[augmentation() for _ in passes],
+            matched=subset(),
+            calibrated=[subset() for _ in passes],
         )
 
     def synthetic(self, images: Tensor, subset: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
@@ -246,7 +259,9 @@ class Dance:
         everyone = torch.full_like(order, self.classes - 1)
         state.images.clamp_(0, 1)
         state.coast(order)
-        gradient, matching = self.gradient(state.images, lambda s, first: self.matching_loss(s, first, iteration, draws))
+        gradient, matching = self.gradient(
+            state.images, lambda s, first: self.matching_loss(s, first, iteration, draws)
+        )
         state.step(gradient)
         calibration = torch.zeros_like(matching)
         for turn in range(self.settings.calibration_passes):
@@ -269,9 +284,11 @@ def distil(
     device: torch.device,
     progress: training.Progress | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (iteration, images (K ipc, C, H, W) float32 on the CPU, not clamped) at every checkpoint, the last one last.
+    """Yield (iteration, images (K ipc, C, H, W) float32 on the CPU, not clamped) at every checkpoint, the last one
+    last.
 
-    A run that resumes yields the checkpoints that are still to come. Raises `training.NotFinite` when a loss is NaN or infinite.
+    A run that resumes yields the checkpoints that are still to come. Raises `training.NotFinite` when a loss is NaN or
+    infinite.
     """
     run = Dance(train, ipc, settings, experts, preprocessing, seed, device)
     images = initial_images(train, ipc, settings, seed).to(device)
@@ -292,6 +309,6 @@ def distil(
         losses = run.iterate(state, iteration)
         if not all(torch.isfinite(loss) for loss in losses):
             raise training.NotFinite(
-                f"DANCE's losses became {losses[0].item()} (matching) and {losses[1].item()} (calibration) in iteration "
-                f"{iteration} of {settings.iterations}."
+                f"DANCE's losses became {losses[0].item()} (matching) and {losses[1].item()} (calibration) in "
+                f"iteration {iteration} of {settings.iterations}."
             )

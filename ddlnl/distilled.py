@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddlnl.errors import InputError
@@ -95,6 +95,8 @@ def concatenate(sets: Sequence[DistilledSet]) -> DistilledSet:
         first.preprocessing.require_same(other.preprocessing)
         same = first.class_names == other.class_names and first.images.shape[1:] == other.images.shape[1:]
         if not same or first.factor != other.factor:
-            raise InputError("Distilled sets can be joined only if classes, image size and multi-formation factor agree.")
+            raise InputError(
+                "Distilled sets can be joined only if classes, image size and multi-formation factor agree."
+            )
     images, labels = (torch.cat([getattr(one, name) for one in sets]) for name in ("images", "labels"))
     return replace(first, images=images, labels=labels)

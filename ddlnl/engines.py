@@ -25,7 +25,9 @@ def run(
 ) -> None:
     """Compute every cell into the store at `root`; the first failure ends the run and names its cell."""
     if engine not in ENGINES:
-        raise InputError(f"The engine {engine!r} is unknown; it is one of {', '.join(ENGINES)}." + nearest(engine, ENGINES))
+        raise InputError(
+            f"The engine {engine!r} is unknown; it is one of {', '.join(ENGINES)}." + nearest(engine, ENGINES)
+        )
     start = {"local": _processes if workers > 1 else _inline, "submitit": _submitit}[engine]
     with tqdm(total=len(cells), unit="cell", disable=not progress or not cells, file=sys.stderr) as bar:
         for cell in start(cells, root, data_dir, device, workers):
@@ -79,7 +81,9 @@ def _submitit(cells, root, data_dir, device, workers) -> Iterator[Cell]:
     try:
         import submitit
     except ImportError as error:
-        raise InputError("The engine 'submitit' needs the package submitit; install it with `pip install submitit`.") from error
+        raise InputError(
+            "The engine 'submitit' needs the package submitit; install it with `pip install submitit`."
+        ) from error
     executor = submitit.AutoExecutor(folder=root / "submitit")
     executor.update_parameters(slurm_array_parallelism=workers, gpus_per_node=1, timeout_min=24 * 60, name="ddlnl")
     with executor.batch():

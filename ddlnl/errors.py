@@ -9,6 +9,10 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """Something the caller gave cannot be used; the message is one sentence that also says what is allowed."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the sentence, without the frames of a mistake that is not in the code."""
+        return [f"InputError: {self}"]
+
 
 class DamagedError(RuntimeError):
     """A stored artefact does not match its checksum; the message names the file and where it was set aside."""

@@ -1,7 +1,7 @@
 """Train fresh students and report every accuracy, under three selection rules.
 
-`last`: after the last epoch. `validation`: at the test point with the best accuracy on held-out images with noisy labels.
-`best_on_test`: at each student's best test point, the rule of the published code, which looks at the test set.
+`last`: after the last epoch. `validation`: at the test point with the best accuracy on held-out images with noisy
+labels. `best_on_test`: at each student's best test point, the rule of the published code, which looks at the test set.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RULES = ("last", "validation", "best_on_test")
 
 @dataclass(frozen=True)
 class Curves:
-    """Accuracies of S students at P test points: `test` and `validation` are S lists of P fractions of 1, `epochs` P numbers."""
+    """Accuracies of S students at P test points: `test` and `validation` are S lists of P fractions of 1."""
 
     epochs: list[int]
     test: list[list[float]]
@@ -68,14 +68,16 @@ class Scores:
 
 
 def choose_device(name: str) -> torch.device:
-    """"auto" is the GPU where there is one; raises `InputError` for a device this machine lacks."""
+    """ "auto" is the GPU where there is one; raises `InputError` for a device this machine lacks."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"The device {name!r} cannot be used here; allowed are auto, cpu and the devices torch finds.") from error
+        raise InputError(
+            f"The device {name!r} cannot be used here; allowed are auto, cpu and the devices torch finds."
+        ) from error
     return device
 
 

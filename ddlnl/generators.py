@@ -1,7 +1,7 @@
 """Named random generators.
 
-Every random draw of the package comes from a generator named by a seed and a purpose, never from global state, so that a
-cell re-run gives the same record whatever else ran, and a loop resumes from its iteration number alone.
+Every random draw of the package comes from a generator named by a seed and a purpose, never from global state, so that
+a cell re-run gives the same record whatever else ran, and a loop resumes from its iteration number alone.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 from pathlib import Path
@@ -13,10 +14,8 @@ def reset_peak(device: torch.device) -> None:
     """Start measuring peak memory anew (on Linux and CUDA; elsewhere the process's peak so far is kept)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's high-water mark of this process
-    except OSError:
-        pass
 
 
 def peak_mib(device: torch.device) -> float:

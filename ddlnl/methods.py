@@ -21,6 +21,7 @@ from ddlnl.profiles import PROFILES, Profile
 DISTILLERS = ("dance",)
 CONTROLS = ("full", *controls.METHODS)
 METHODS = DISTILLERS + CONTROLS
+WITH_EXPERTS = (*DISTILLERS, "random_soft", "predicted")
 
 
 def check(name: object, allowed: tuple[str, ...] | dict, what: str) -> None:
@@ -41,9 +42,10 @@ def check_ipc(train: ImageSet, ipc: int) -> None:
     counts = torch.bincount(torch.from_numpy(train.observed), minlength=train.num_classes)
     smallest = int(counts.min())
     if ipc > smallest:
+        rarest = train.class_names[int(counts.argmin())]
         raise InputError(
-            f"The IPC {ipc} is more than the {smallest} training images with label {train.class_names[int(counts.argmin())]!r} in "
-            f"{train.name} ({train.noise}); allowed is an IPC of at most {smallest}."
+            f"The IPC {ipc} is more than the {smallest} training images with label {rarest!r} in {train.name} "
+            f"({train.noise}); allowed is an IPC of at most {smallest}."
         )
 
 
@@ -77,10 +79,8 @@ def checkpoints(
     device: torch.device,
     progress: training.Progress | None = None,
 ) -> Iterator[tuple[str, DistilledSet]]:
-    """Yield the small sets that `method` makes, the final one last. Only "random" does without experts."""
-    blank = DistilledSet(
-        torch.empty(0), torch.empty(0), train.class_names, method, ipc, preprocessing, profile.student
-    )
+    """Yield the small sets that `method` makes, the final one last; methods outside `WITH_EXPERTS` take no experts."""
+    blank = DistilledSet(torch.empty(0), torch.empty(0), train.class_names, method, ipc, preprocessing, profile.student)
     if method in controls.METHODS:
         network = profile.dance.architecture.build(train.num_classes, train.images.shape[1], train.images.shape[3])
         trained = None if experts is None else experts["trained"]
@@ -106,6 +106,6 @@ def distill(
     place = evaluation.choose_device(device)
     chosen = PROFILES[profile].for_dataset(noisy.name, noisy.images.shape[1])
     preprocessing = preprocess.fit(noisy.images, chosen.preprocessing, noisy.name)
-    experts = None if method == "random" else train_experts(noisy, chosen, preprocessing, seed, place)
+    experts = train_experts(noisy, chosen, preprocessing, seed, place) if method in WITH_EXPERTS else None
     *_, (_, small) = checkpoints(method, noisy, ipc, chosen, experts, preprocessing, seed, place)
     return small

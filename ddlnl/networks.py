@@ -53,11 +53,18 @@ class ConvNet(nn.Module):
         wide_grey = channels == 1 and size > 16
         side = size + 4 if wide_grey else size
         if pooling != "none" and side >> depth < 1:
-            raise InputError(f"A ConvNet of depth {depth} leaves nothing of {size} pixels; allowed is a depth of at most {side.bit_length() - 1}.")
+            raise InputError(
+                f"A ConvNet of depth {depth} leaves nothing of {size} pixels; "
+                f"allowed is a depth of at most {side.bit_length() - 1}."
+            )
         blocks: list[nn.Module] = []
         for block in range(depth):
             padding = 3 if block == 0 and wide_grey else 1
-            blocks += [nn.Conv2d(channels if block == 0 else width, width, 3, padding=padding), *_norm(norm, width), nn.ReLU()]
+            blocks += [
+                nn.Conv2d(channels if block == 0 else width, width, 3, padding=padding),
+                *_norm(norm, width),
+                nn.ReLU(),
+            ]
             if pooling != "none":
                 blocks.append(nn.AvgPool2d(2) if pooling == "avg" else nn.MaxPool2d(2))
                 side //= 2
@@ -84,8 +91,8 @@ def resnet18(classes: int, channels: int = 3) -> nn.Module:
 class Stack:
     """M networks of one architecture, run together.
 
-    `parameters` maps each name to an (M, ...) leaf tensor. On a GPU the stack is one vmapped call; on a CPU the networks
-    run one after another, which was measured two to five times faster there than vmap's grouped convolutions.
+    `parameters` maps each name to an (M, ...) leaf tensor. On a GPU the stack is one vmapped call; on a CPU the
+    networks run one after another, which was measured two to five times faster there than vmap's grouped convolutions.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
@@ -103,7 +110,9 @@ class Stack:
         self.skeleton.train(training)
         shared = images.dim() == 4
         if images.is_cuda:
-            return vmap(self._run, in_dims=(0, 0, None if shared else 0), randomness="error")(self.parameters, self.buffers, images)
+            return vmap(self._run, in_dims=(0, 0, None if shared else 0), randomness="error")(
+                self.parameters, self.buffers, images
+            )
         parameters, buffers = _split(self.parameters, len(self)), _split(self.buffers, len(self))
         batches = [images] * len(self) if shared else images.unbind()
         return torch.stack([self._run(*one) for one in zip(parameters, buffers, batches, strict=True)])

@@ -56,7 +56,11 @@ class Preprocessing:
 
     def tensors(self) -> dict[str, Tensor]:
         """What defines the map, by name; `Preprocessing(kind, **tensors)` is the same map again."""
-        return {name: value for name in ("mean", "scale", "whiten", "unwhiten") if (value := getattr(self, name)) is not None}
+        return {
+            name: value
+            for name in ("mean", "scale", "whiten", "unwhiten")
+            if (value := getattr(self, name)) is not None
+        }
 
     @property
     def hash(self) -> str:
@@ -70,7 +74,8 @@ class Preprocessing:
         """Raise `InputError` unless `other` is the same map: images of two spaces must never meet."""
         if self.hash != other.hash:
             raise InputError(
-                f"Images preprocessed by {self.kind} {self.hash} and {other.kind} {other.hash} cannot be mixed; both must share one fitted preprocessing."
+                f"Images preprocessed by {self.kind} {self.hash} and {other.kind} {other.hash} cannot be mixed; "
+                "both must share one fitted preprocessing."
             )
 
 
@@ -82,7 +87,9 @@ def fit(images: np.ndarray, kind: str, dataset: str = "") -> Preprocessing:
     float64: covariance U diag(s) U', whiten = U diag((s + 0.1)^-1/2) U'.
     """
     if kind not in KINDS:
-        raise InputError(f"The preprocessing {kind!r} is unknown; it is one of {', '.join(KINDS)}." + nearest(kind, KINDS))
+        raise InputError(
+            f"The preprocessing {kind!r} is unknown; it is one of {', '.join(KINDS)}." + nearest(kind, KINDS)
+        )
     if kind == "normalise-published" and dataset in PUBLISHED:
         mean, scale = (torch.tensor(values) for values in PUBLISHED[dataset])
         return Preprocessing("normalise", mean, scale)
@@ -93,7 +100,9 @@ def _fit_channels(images: np.ndarray) -> Preprocessing:
     pixels = images.reshape(-1, images.shape[-1])
     mean, scale = pixels.mean(0) / 255, pixels.std(0) / 255
     if (scale == 0).any():
-        raise InputError("A colour channel of the training images is constant, so it cannot be normalised; every channel must vary.")
+        raise InputError(
+            "A colour channel of the training images is constant, so it cannot be normalised; every channel must vary."
+        )
     return Preprocessing("normalise", torch.tensor(mean).float(), torch.tensor(scale).float())
 
 

@@ -54,14 +54,14 @@ UNMIRRORED = ("digits", "mnist", "svhn")
 
 
 def depth_for(size: int) -> int:
-    """Blocks of the ConvNet for images of that side: 3 for 28 and 32 pixels, 4 for 64, 5 for 128, as published; at least 2."""
+    """Blocks of the ConvNet for images of that side: as published 3 for 28 and 32, 4 for 64, 5 for 128; at least 2."""
     return max(2, round(math.log2(size)) - 2)
 
 
 _RECIPE = Recipe(epochs=1500, augmentation="color_crop_flip_scale_rotate", cutmix=0.5)
 _PAPER = Architecture(width=128)
 _LAPTOP = Architecture(width=32)
-_DEMO = Architecture(width=32)
+_DEMO = Architecture(width=16)
 
 PROFILES = {
     "demo": Profile(
@@ -74,13 +74,26 @@ PROFILES = {
         train_images=None,
         validation_share=0.1,
         preprocessing="normalise",
-        student=Protocol(_DEMO, _RECIPE, test_points=3, max_steps=300),
-        full=Protocol(_DEMO, replace(_RECIPE, epochs=30), test_points=15),
+        student=Protocol(_DEMO, replace(_RECIPE, lr=0.03), test_points=2, max_steps=120),
+        full=Protocol(_DEMO, replace(_RECIPE, epochs=20, lr=0.03), test_points=5),
         dance=Settings(
-            iterations=100, factor=1, real_batch=64, experts=3, architecture=_DEMO,
-            expert_recipe=Recipe(epochs=20, augmentation="color_crop", cutmix=0.5), evaluate_at=(0.0, 1.0),
+            iterations=60,
+            lr_per_ipc=0.03,
+            factor=1,
+            real_batch=64,
+            experts=2,
+            architecture=_DEMO,
+            expert_recipe=Recipe(epochs=20, lr=0.03, augmentation="color_crop", cutmix=0.5),
+            evaluate_at=(1.0,),
         ),
-        reductions=(),
+        reductions=(
+            "scikit-learn's digits: 8x8 grey pixels, 1,212 training images, 135 more for validation, 450 test images",
+            "ConvNet of depth 2 and width 16",
+            "DANCE: 60 iterations at three times the published learning rate (published: 10,000), no multi-formation, "
+            "64 real images per class and step, 2 experts of 20 epochs (5 of 60)",
+            "3 students per set, trained for at most 120 steps at a learning rate of 0.03 (1,500 epochs at 0.01)",
+            "full noisy set: 3 networks, 20 epochs, the same network, augmentation and learning rate as the students",
+        ),
     ),
     "laptop": Profile(
         name="laptop",
@@ -92,13 +105,27 @@ PROFILES = {
         train_images=10_000,
         validation_share=0.1,
         preprocessing="normalise-published",
-        student=Protocol(_LAPTOP, _RECIPE, test_points=3, max_steps=800),
-        full=Protocol(_LAPTOP, replace(_RECIPE, epochs=20), test_points=10),
+        student=Protocol(_LAPTOP, _RECIPE, test_points=2, max_steps=400),
+        full=Protocol(_LAPTOP, replace(_RECIPE, epochs=20), test_points=5),
         dance=Settings(
-            iterations=300, real_batch=64, experts=3, architecture=_LAPTOP,
-            expert_recipe=Recipe(epochs=15, augmentation="color_crop", cutmix=0.5), evaluate_at=(0.0, 1.0),
+            iterations=150,
+            lr_per_ipc=0.05,
+            real_batch=64,
+            synthetic_batch=100,
+            experts=3,
+            architecture=_LAPTOP,
+            expert_recipe=Recipe(epochs=12, augmentation="color_crop", cutmix=0.5),
+            evaluate_at=(0.0, 1.0),
         ),
-        reductions=(),
+        reductions=(
+            "10,000 of the 50,000 training images (and 1,000 more held out for validation), all 10,000 test images",
+            "ConvNet of width 32 with 24,714 parameters instead of width 128 with 320,010",
+            "DANCE: 150 iterations instead of 10,000 at five times the learning rate, 64 real images per class and "
+            "step instead of 128, at most 100 synthetic ones instead of 200, 3 experts of 12 epochs instead of 5 of 60",
+            "3 students per set, trained for at most 400 steps (published: 1,500 epochs)",
+            "full noisy set: 3 networks, 20 epochs, the same network and augmentation as the students",
+            "one seed: one noise draw and one distilled set per cell",
+        ),
     ),
     "paper": Profile(
         name="paper",
@@ -113,6 +140,9 @@ PROFILES = {
         student=Protocol(_PAPER, _RECIPE, test_points=6),
         full=Protocol(_PAPER, replace(_RECIPE, epochs=60), test_points=60),
         dance=Settings(),
-        reductions=(),
+        reductions=(
+            "2 % of the training images are held out for the validation rule (published: none)",
+            "full noisy set: 60 epochs, network and augmentation of the students (the paper's recipe is unknown)",
+        ),
     ),
 }

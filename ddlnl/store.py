@@ -135,7 +135,7 @@ class Store:
             return None
 
     def compute(self, key: str, make: Callable[[], Mapping[str, Tensor]], meta: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The artefact's tensors, made now if they are not there yet; a second process waits instead of making them twice."""
+        """The artefact's tensors, made now if they are not there; a second process waits instead of making them too."""
         with self.lock(key):
             found = self.tensors(key)
             if found is None:
@@ -214,7 +214,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def table(store_dir: str | Path | None = None) -> pd.DataFrame:
-    """Every finished cell of a store, one row each; columns are the fields of the record (accuracies as fractions of 1)."""
+    """Every finished cell of a store, one row each; columns are the fields of the record, accuracies fractions of 1."""
     store = Store(store_dir)
     paths = sorted((store.root / "records" / "cell").glob("*.json"))
     return frame([body for path in paths if (body := store.record("cell", path.stem)) is not None])

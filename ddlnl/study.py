@@ -1,7 +1,8 @@
 """Cells, grids and their execution: dataset x noise x method x IPC x seed x profile.
 
-A cell becomes one record in the store. Its steps (experts, distillation checkpoints, evaluations) are kept too, under keys
-made of everything they depend on, so a killed study goes on where it stopped and ends with the records it would have had.
+A cell becomes one record in the store. Its steps (experts, distillation checkpoints, evaluations) are kept too, under
+keys made of everything they depend on, so a killed study goes on where it stopped and ends with the records it would
+have had.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ddlnl.methods import METHODS, check, is_whole
 from ddlnl.profiles import PROFILES
 from ddlnl.store import Store, frame
 
+
 def grid(
     dataset: str | None = None,
     rates: Sequence[float] | None = None,
@@ -31,8 +33,8 @@ def grid(
 ) -> list[Cell]:
     """All cells of a grid; what is None comes from the profile.
 
-    rates are those of symmetric noise; `noises` names any noise instead (`"asymmetric:0.4"`, `"human:worst"`). seeds is how
-    many (0, 1, ...). Raises `InputError` on an unknown name or an impossible number.
+    rates are those of symmetric noise; `noises` names any noise instead (`"asymmetric:0.4"`, `"human:worst"`). seeds is
+    how many (0, 1, ...). Raises `InputError` on an unknown name or an impossible number.
     """
     check(profile, PROFILES, "profile")
     chosen = PROFILES[profile]
@@ -85,7 +87,7 @@ def run(
 
 
 def in_order(cells: list[Cell]) -> list[Cell]:
-    """Cells that share no expert with an earlier one first, so that parallel workers do not wait for the same experts."""
+    """One cell of each noise setting first, so that parallel workers do not wait for the same experts."""
     turns: dict[tuple[str, int, bool], int] = {}
     waiting = []
     for cell in cells:

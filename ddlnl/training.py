@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 import typing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddlnl import augment, networks
@@ -21,7 +21,8 @@ class Recipe:
     """How to train: SGD with momentum, step decay, batches reshuffled every epoch with the last short one kept.
 
     augmentation is a DSA strategy (per-sample parameters, composed mode) or "" for none; cutmix is its probability per
-    mini-batch; decay_at lists the epochs, as fractions of `epochs`, after which the learning rate is multiplied by decay.
+    mini-batch; decay_at lists the epochs, as fractions of `epochs`, after which the learning rate is multiplied by
+    decay.
     """
 
     epochs: int
@@ -60,8 +61,8 @@ class Architecture:
 class Protocol:
     """How students are trained and when they are tested.
 
-    `max_steps` bounds the length on reduced profiles: epochs = min(recipe.epochs, max_steps / steps per epoch), with the
-    decay points moved in proportion. `test_points` tests are spread evenly, the last one after the last epoch.
+    `max_steps` bounds the length on reduced profiles: epochs = min(recipe.epochs, max_steps / steps per epoch), with
+    the decay points moved in proportion. `test_points` tests are spread evenly, the last one after the last epoch.
     """
 
     architecture: Architecture
@@ -88,7 +89,7 @@ class Protocol:
 
 
 class Progress(typing.Protocol):
-    """Where an interrupted loop finds its last state (`ddlnl.store.Progress`); `save` may decline when called too often."""
+    """Where a loop finds its last state (`ddlnl.store.Progress`); `save` may decline when called too often."""
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None: ...
 
@@ -145,7 +146,10 @@ def train(
         optimiser.param_groups[0]["lr"] = recipe.rate(epoch)
         loss = _epoch(stack, optimiser, images, targets, recipe, [generator(seed, "epoch", epoch) for seed in seeds])
         if not torch.isfinite(loss):
-            raise NotFinite(f"The training loss became {loss.item()} in epoch {epoch + 1} of {recipe.epochs}; a smaller learning rate than {recipe.lr} may help.")
+            raise NotFinite(
+                f"The training loss became {loss.item()} in epoch {epoch + 1} of {recipe.epochs}; "
+                f"a smaller learning rate than {recipe.lr} may help."
+            )
         if after_epoch:
             after_epoch(epoch + 1)
         if progress:
@@ -178,7 +182,8 @@ def _batch(images: Tensor, targets: Tensor, recipe: Recipe, generator: torch.Gen
 
 def _snapshot(stack: Stack, optimiser: torch.optim.SGD) -> dict[str, Tensor]:
     velocity = {
-        f"velocity.{name}": optimiser.state[tensor]["momentum_buffer"].clone() for name, tensor in stack.parameters.items()
+        f"velocity.{name}": optimiser.state[tensor]["momentum_buffer"].clone()
+        for name, tensor in stack.parameters.items()
     }
     return stack.state() | velocity
 

@@ -13,7 +13,11 @@ from ddlnl.training import Architecture, Protocol, Recipe
 
 NETWORK = Architecture(depth=2, width=8)
 SETTINGS = Settings(
-    iterations=4, real_batch=6, experts=2, architecture=NETWORK, evaluate_at=(0.0, 1.0),
+    iterations=4,
+    real_batch=6,
+    experts=2,
+    architecture=NETWORK,
+    evaluate_at=(0.0, 1.0),
     expert_recipe=Recipe(epochs=2, augmentation="color_crop", cutmix=0.5),
 )
 
@@ -32,7 +36,10 @@ def profile(**changes: object) -> Profile:
     """The demo profile with networks of width 8 and runs of a few steps."""
     recipe = Recipe(epochs=3, augmentation="color_crop", cutmix=0.5)
     small = replace(
-        PROFILES["demo"], students=2, student=Protocol(NETWORK, recipe, test_points=2, max_steps=6),
-        full=Protocol(NETWORK, recipe, test_points=3), dance=replace(SETTINGS, factor=1),
+        PROFILES["demo"],
+        students=2,
+        student=Protocol(NETWORK, recipe, test_points=2, max_steps=6),
+        full=Protocol(NETWORK, recipe, test_points=3),
+        dance=replace(SETTINGS, factor=1),
     )
     return replace(small, **changes)

@@ -12,9 +12,9 @@ from ddlnl.errors import InputError
 from ddlnl.generators import generator
 
 # An 8x8 image with known results of every operation, computed independently of this code from the formulas.
-WAVE = torch.sin(
-    1.3 * torch.arange(3.0)[:, None, None] + 0.5 * torch.arange(8.0)[:, None] + 0.9 * torch.arange(8.0)
-)[None]
+WAVE = torch.sin(1.3 * torch.arange(3.0)[:, None, None] + 0.5 * torch.arange(8.0)[:, None] + 0.9 * torch.arange(8.0))[
+    None
+]
 ANGLE = math.radians(12)
 COLOR = {"offset": 0.3, "saturation": 0.6, "contrast": 1.4}
 CROP = {"row_shift": 1, "column_shift": -1}
@@ -25,7 +25,14 @@ GOLDEN = {
     "color": (COLOR, 58.076906, 117.209225, (0.575098, 1.188662, 1.128953, 0.441157), 1.257051, -0.125073),
     "crop": (CROP, 0.032969, 73.495270, (0, 0.479426, 0.985450, 0.745705), 0.578439, 0),
     "cutout": (CUTOUT, -10.291845, 77.692257, (0, 0.783327, 0.973848, 0.427380), 0, -0.165605),
-    "scale": ({"xx": 1.15, "yy": 0.85}, 0.429283, 65.595236, (0.119557, 0.650288, 0.862031, 0.223488), 0.874674, -0.191513),
+    "scale": (
+        {"xx": 1.15, "yy": 0.85},
+        0.429283,
+        65.595236,
+        (0.119557, 0.650288, 0.862031, 0.223488),
+        0.874674,
+        -0.191513,
+    ),
     "rotate": (ROTATE, 0.610179, 69.600384, (0.219715, 0.519057, 0.426866, -0.209233), 0.894887, -0.256867),
     "color_crop_cutout": (COLOR | CROP | CUTOUT, 21.859537, 60.548043, (0, 0.980763, 1.249243, 0.798602), 0, 0),
 }
@@ -52,7 +59,9 @@ def test_resampling_agrees_with_torch_grid_sample(operation):
     for corners in (False, True):
         grid = torch.nn.functional.affine_grid(theta, images.shape, align_corners=corners)
         expected = torch.nn.functional.grid_sample(images, grid, align_corners=corners)
-        torch.testing.assert_close(ops.augment(images, drawn.table.double(), (operation,)), expected, atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            ops.augment(images, drawn.table.double(), (operation,)), expected, atol=1e-12, rtol=0
+        )
 
 
 @settings(deadline=None, max_examples=30)
@@ -106,7 +115,9 @@ def test_composed_mode_keeps_one_geometric_operation_in_the_published_order():
     assert drawn == {("flip", "color", geometric, "cutout") for geometric in ("crop", "scale", "rotate")}
 
 
-@pytest.mark.parametrize(("side", "shift", "box", "last"), [(28, 4, 14, 28), (32, 4, 16, 32), (64, 8, 32, 64), (9, 1, 5, 8)])
+@pytest.mark.parametrize(
+    ("side", "shift", "box", "last"), [(28, 4, 14, 28), (32, 4, 16, 32), (64, 8, 32, 64), (9, 1, 5, 8)]
+)
 def test_integer_parameters_cover_their_whole_range(side, shift, box, last):
     table = augment.draw("crop_cutout", 20_000, (side, side), generator(side, "range")).table
     assert (table[:, 4].min(), table[:, 4].max()) == (-shift, shift)

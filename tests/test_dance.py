@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+import torch.nn.functional as F
 from small import NETWORK, SETTINGS, image_set
 from torch.func import functional_call
 
@@ -93,7 +93,9 @@ def test_losses_and_gradients_agree_with_the_formula_in_float64(view):
         for label in range(run.classes):
             tiles = decode(s[label * run.ipc : (label + 1) * run.ipc], run.settings.factor)
             mixed = draws.mix * run.initial[draws.expert] + (1 - draws.mix) * run.trained[draws.expert]
-            flat, drawn = (mixed, draws.matching) if view == "matching" else (run.trained[draws.expert], draws.calibrations[0])
+            flat, drawn = (
+                (mixed, draws.matching) if view == "matching" else (run.trained[draws.expert], draws.calibrations[0])
+            )
             parameters = networks.unflatten(flat, run.network)
 
             def output(pixels, features, drawn=drawn, label=label, parameters=parameters):
@@ -136,11 +138,15 @@ def test_a_class_with_too_few_images_for_all_tiles_is_topped_up_from_itself():
 
 
 def test_decode_gives_the_known_values_and_tile_order():
-    wave = torch.sin(1.3 * torch.arange(3.0)[:, None, None] + 0.5 * torch.arange(8.0)[:, None] + 0.9 * torch.arange(8.0))
+    wave = torch.sin(
+        1.3 * torch.arange(3.0)[:, None, None] + 0.5 * torch.arange(8.0)[:, None] + 0.9 * torch.arange(8.0)
+    )
     tiles = decode(wave[None], 2)
     rows = [
-        (0, 0.195832, 0.587495, 0.830957), (-0.442520, -0.576273, -0.843778, -0.926339),
-        (0.909297, 0.741785, 0.406761, 0.026472), (-0.631267, -0.419670, 0.003523, 0.386017),
+        (0, 0.195832, 0.587495, 0.830957),
+        (-0.442520, -0.576273, -0.843778, -0.926339),
+        (0.909297, 0.741785, 0.406761, 0.026472),
+        (-0.631267, -0.419670, 0.003523, 0.386017),
     ]
     for tile, row, total in zip(tiles, rows, (-11.94805, 30.71799, -36.13129, 19.26898), strict=True):
         assert tile[0, 0, :4].tolist() == pytest.approx(row, abs=1e-5)
@@ -204,7 +210,9 @@ def test_the_published_defaults_are_those_of_the_released_code():
     assert (settings.real_batch, settings.synthetic_batch, settings.experts) == (128, 200, 5)
     assert settings.strategy == "color_crop_cutout"
     recipe = settings.expert_recipe
-    assert [recipe.rate(epoch) for epoch in (0, 39, 40, 49, 50, 59)] == pytest.approx([0.01] * 2 + [0.002] * 2 + [0.0004] * 2)
+    assert [recipe.rate(epoch) for epoch in (0, 39, 40, 49, 50, 59)] == pytest.approx(
+        [0.01] * 2 + [0.002] * 2 + [0.0004] * 2
+    )
     assert len(settings.evaluate_at) == 21
     assert NETWORK.build(4, 8, 3)(torch.zeros(1, 3, 8, 8)).shape == (1, 4)
 

@@ -20,12 +20,17 @@ def small_set(**changes):
     labels = training.one_hot(torch.from_numpy(train.observed), 3)
     preprocessing = preprocess.fit(train.images, "normalise")
     images = preprocess.to_float(train.images)
-    return replace(DistilledSet(images, labels, train.class_names, "random", 4, preprocessing, profile().student), **changes)
+    return replace(
+        DistilledSet(images, labels, train.class_names, "random", 4, preprocessing, profile().student), **changes
+    )
 
 
 def test_selection_rules_pick_what_they_say():
     assert select([FIRST, LAST], "last") == [0.2, 0.4]
-    assert select([FIRST, LAST], "validation") == [0.5, 0.9]  # best mean validation accuracy, first checkpoint, first point
+    assert select([FIRST, LAST], "validation") == [
+        0.5,
+        0.9,
+    ]  # best mean validation accuracy, first checkpoint, first point
     assert select([FIRST, LAST], "best_on_test") == [0.6, 0.9]  # each student at its own best
 
 
@@ -49,7 +54,9 @@ def test_augmentation_can_be_switched_off():
     test = image_set(per_class=20, seed=1)
     protocol = profile().student
     eager = small_set(protocol=replace(protocol, recipe=replace(protocol.recipe, lr=0.3)))
-    published, none = (evaluation.evaluate(eager, test, 1, augmentation=name, device="cpu") for name in ("published", "none"))
+    published, none = (
+        evaluation.evaluate(eager, test, 1, augmentation=name, device="cpu") for name in ("published", "none")
+    )
     assert published.curves.epochs == none.curves.epochs
     assert published.curves.test != none.curves.test
 
@@ -92,8 +99,11 @@ def test_distilled_sets_with_different_preprocessing_refuse_to_be_joined():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"repeats": 0}, "at least 1"), ({"repeats": True}, "whole number"), ({"augmentation": "yes"}, "published or none"),
-        ({"device": "gpu9"}, "allowed are auto, cpu"), ({"test": image_set(classes=4)}, "same classes"),
+        ({"repeats": 0}, "at least 1"),
+        ({"repeats": True}, "whole number"),
+        ({"augmentation": "yes"}, "published or none"),
+        ({"device": "gpu9"}, "allowed are auto, cpu"),
+        ({"test": image_set(classes=4)}, "same classes"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_training(arguments, sentence):

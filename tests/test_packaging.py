@@ -59,6 +59,17 @@ def test_every_dependency_has_one_exact_version_inside_its_range(python):
         assert requirement.specifier.contains(specifier.version), f"{requirement} leaves out {specifier}"
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 does not know which package every module is from")
+def test_every_library_that_the_package_imports_is_declared():
+    nodes = [n for file in (ROOT / "ddlnl").rglob("*.py") for n in ast.walk(ast.parse(file.read_text()))]
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    modules = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"ddlnl"}
+    names = {canonicalize_name(r.name) for r in declared()}
+    providers = metadata.packages_distributions()
+    assert not {m for m in modules if not names & set(map(canonicalize_name, providers.get(m, [m])))}
+
+
 def test_setup_py_leaves_names_and_versions_to_pyproject():
     calls = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Call)]
     (setup,) = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "setup"]

@@ -23,7 +23,9 @@ def test_zca_whitens_as_kornia_does():
     flat = preprocess.to_float(IMAGES).flatten(1).double()
     expected = kornia.enhance.ZCAWhitening(eps=0.1, unbiased=True).fit(flat)(flat)
     fitted = preprocess.fit(IMAGES, "zca")
-    torch.testing.assert_close(fitted.apply(preprocess.to_float(IMAGES)).flatten(1).double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        fitted.apply(preprocess.to_float(IMAGES)).flatten(1).double(), expected, atol=1e-5, rtol=0
+    )
 
 
 def test_zca_leaves_the_covariance_that_its_ridge_implies():

@@ -14,7 +14,12 @@ from ddlnl import store as store_module
 from ddlnl.errors import DamagedError
 from ddlnl.store import Store, key_of, read_tensors, table, write_tensors
 
-TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2]), "empty": torch.zeros(0, 4), "scalar": torch.tensor(2.5)}
+TENSORS = {
+    "a": torch.arange(6.0).view(2, 3),
+    "b": torch.tensor([1, 2]),
+    "empty": torch.zeros(0, 4),
+    "scalar": torch.tensor(2.5),
+}
 
 
 def test_tensors_and_description_come_back_as_they_were_written(tmp_path):

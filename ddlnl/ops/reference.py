@@ -10,7 +10,20 @@ import torch
 from torch import Tensor
 
 # Columns of the parameter table of `augment`. A row of neutral values leaves an image as it is.
-COLUMNS = ("flip", "offset", "saturation", "contrast", "row_shift", "column_shift", "xx", "xy", "yx", "yy", "cut_row", "cut_column")
+COLUMNS = (
+    "flip",
+    "offset",
+    "saturation",
+    "contrast",
+    "row_shift",
+    "column_shift",
+    "xx",
+    "xy",
+    "yx",
+    "yy",
+    "cut_row",
+    "cut_column",
+)
 NEUTRAL = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, float("-inf"), float("-inf"))
 
 
@@ -43,7 +56,7 @@ def augment(images: Tensor, table: Tensor, operations: tuple[str, ...]) -> Tenso
 
 
 def _colour(x: Tensor, p: dict[str, Tensor]) -> Tensor:
-    """Brightness, saturation and contrast fused: k s x + k (1 - s) m + (1 - k) M + b, with channel mean m and mean M."""
+    """Brightness, saturation, contrast fused: k s x + k (1 - s) m + (1 - k) M + b with channel mean m and mean M."""
     offset, saturation, contrast = (p[name][..., None] for name in ("offset", "saturation", "contrast"))
     grey = x.mean(1, keepdim=True)
     mean = grey.mean((2, 3), keepdim=True)
