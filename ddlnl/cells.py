@@ -115,7 +115,7 @@ def expert_settings(profile: Profile) -> dict[str, Any]:
 def run_cell(cell: Cell, store: Store, data_dir: str | Path | None, device: str) -> None:
     """Compute one cell and save its record, unless the store has it already."""
     key = cell_key(cell, data_dir)
-    with store.lock(key):
+    with store.lock(key), measure.at_most_threads(PROFILES[cell.profile].threads):
         if store.record("cell", key) is None:
             _Run(cell, key, store, data_dir, device).finish()
 

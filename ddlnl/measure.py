@@ -5,9 +5,21 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+
+@contextlib.contextmanager
+def at_most_threads(count: int | None) -> Iterator[None]:
+    """Let torch use at most `count` threads inside (None: as many as it has)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, count or before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -16,8 +16,9 @@ class Profile:
     train_images: how many training images are used (None: all), a random subset drawn after the noise.
     validation_share: noisy images held out for the `validation` rule, as a share of the training images; they come from
     the images that the subset left over, where there are enough. students: fresh networks per evaluation.
-    student trains on small sets, full on the whole noisy training set. reductions: what differs from the published
-    settings, in words.
+    student trains on small sets, full on the whole noisy training set. threads: how many pay at most on a CPU (None:
+    all): steps of a millisecond lose more by waiting for a second thread than it gains. reductions: what differs from
+    the published settings, in words.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Profile:
     full: Protocol
     dance: Settings
     reductions: tuple[str, ...]
+    threads: int | None = None
 
     def for_dataset(self, name: str, size: int) -> Profile:
         """The profile with what depends on the images: networks end at 4x4 pixels, and digits are never mirrored."""
@@ -94,6 +96,7 @@ PROFILES = {
             "3 students per set, trained for at most 120 steps at a learning rate of 0.03 (1,500 epochs at 0.01)",
             "full noisy set: 3 networks, 20 epochs, the same network, augmentation and learning rate as the students",
         ),
+        threads=1,
     ),
     "laptop": Profile(
         name="laptop",

@@ -54,6 +54,7 @@ def test_a_study_gives_one_row_per_cell_and_the_second_run_only_reads(archive_pa
         assert scores.shape == (len(grid), 2)
         np.testing.assert_allclose(scores.mean(1), first[f"accuracy_{rule}"])
         np.testing.assert_allclose(scores.std(1, ddof=1), first[f"std_{rule}"])
+    assert first["threads"].eq(PROFILES["demo"].threads).all()
     assert first["realised_rate"].between(0, 1).all()
     assert (first.query("rate == 0.5")["realised_rate"] > 0.2).all()
     monkeypatch.setattr(study.engines, "run_cell", lambda *_: pytest.fail("a finished cell was computed again"))
