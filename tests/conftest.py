@@ -1,4 +1,4 @@
-"""Shared fixtures: where real data is, and threads kept few so that timings and sums repeat."""
+"""Shared fixtures: where real data is, and one thread, so that sums repeat and a busy machine does not stall them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

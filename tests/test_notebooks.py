@@ -1,0 +1,50 @@
+"""Every figure's notebook runs as its reader would run it: papermill, then the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import papermill
+import pytest
+
+from ddlnl import export, store
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+SMALL = {"rates": [0.0, 0.8], "ipc": 10, "seeds": 1, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("notebooks")
+
+
+def run(place: Path, out: str, **given: object) -> Path:
+    given = SMALL | {"store_dir": str(place / "store")} | given
+    papermill.execute_notebook(NOTEBOOKS / "fig2_symmetric.ipynb", place / out, given, progress_bar=False)
+    return place / out
+
+
+@pytest.fixture(scope="module")
+def first(place):
+    return run(place, "first.ipynb")
+
+
+def test_figure_2_runs_on_the_embedded_dataset_and_becomes_a_page(place, first):
+    assert len(store.table(place / "store")) == 2 * (1 + 4)
+    assert export.summary(first).startswith("digits, dance, IPC 10: distilled ")
+    page = export.export(first, place / "first.html").read_text()
+    assert 'alt="Test accuracy' in page
+    assert "Where the numbers come from" in page
+
+
+def test_a_second_run_of_figure_2_reads_everything_from_the_store(place, first):
+    before = {path: path.stat().st_mtime_ns for path in (place / "store" / "records").rglob("*.json")}
+    second = run(place, "second.ipynb")
+    assert {path: path.stat().st_mtime_ns for path in (place / "store" / "records").rglob("*.json")} == before
+    assert export.summary(second) == export.summary(first)
+
+
+def test_an_ipc_larger_than_a_class_stops_the_notebook_before_any_training(place):
+    with pytest.raises(papermill.PapermillExecutionError, match="allowed is an IPC of at most"):
+        run(place, "wrong.ipynb", store_dir=str(place / "untouched"), ipc=500)
+    assert not (place / "untouched" / "records").exists()
