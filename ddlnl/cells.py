@@ -93,7 +93,8 @@ def cell_key(cell: Cell, data_dir: str | Path | None = None) -> str:
     """20 hex digits made of the cell, the settings of its profile and the content of its dataset."""
     data, fingerprint = _load(cell.dataset, None if data_dir is None else str(data_dir))
     settings = settings_of(PROFILES[cell.profile].for_dataset(data.name, data.train.images.shape[1]), cell.method)
-    return key_of({"cell": dataclasses.asdict(cell), "settings": settings, "data": fingerprint})
+    named = dataclasses.asdict(cell) | {"dataset": data.name}  # an archive may move
+    return key_of({"cell": named, "settings": settings, "data": fingerprint})
 
 
 def settings_of(profile: Profile, method: str) -> dict[str, Any]:
@@ -232,33 +233,32 @@ class _Run:
             found = evaluation.select(checkpoints, rule)
             scores |= {f"accuracy_{rule}": statistics.fmean(found), f"accuracies_{rule}": found}
             scores[f"std_{rule}"] = statistics.stdev(found) if len(found) > 1 else 0.0
-        return (
-            dataclasses.asdict(cell)
-            | scores
-            | {
-                "rate": noise.parse(cell.noise).rate,
-                "realised_rate": noise.realised_rate(train),
-                "students": self.profile.students,
-                "curves": [dataclasses.asdict(curves) for curves in checkpoints],
-                "train_images": len(train),
-                "validation_images": len(self.data.validation),
-                "test_images": len(self.data.test),
-                "notes": self.notes,
-                "seconds": sum(self.seconds.values()),
-                **{f"seconds_{step}": seconds for step, seconds in self.seconds.items()},
-                "peak_memory_mib": measure.peak_mib(self.device),
-                "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-                "threads": torch.get_num_threads(),
-                "versions": {
-                    "ddlnl": ddlnl.__version__,
-                    "torch": torch.__version__,
-                    "python": platform.python_version(),
-                },
-                "data_hash": self.data.fingerprint,
-                "noise_hash": datasets.label_hash(train.observed),
-                "preprocessing_hash": self.preprocessing.hash,
-                "settings": settings_of(self.profile, cell.method),
-                "key": self.key,
-                "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            }
-        )
+        return {
+            **dataclasses.asdict(cell),
+            **scores,
+            "dataset": train.name,
+            "rate": noise.parse(cell.noise).rate,
+            "realised_rate": noise.realised_rate(train),
+            "students": self.profile.students,
+            "curves": [dataclasses.asdict(curves) for curves in checkpoints],
+            "train_images": len(train),
+            "validation_images": len(self.data.validation),
+            "test_images": len(self.data.test),
+            "notes": self.notes,
+            "seconds": sum(self.seconds.values()),
+            **{f"seconds_{step}": seconds for step, seconds in self.seconds.items()},
+            "peak_memory_mib": measure.peak_mib(self.device),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "versions": {
+                "ddlnl": ddlnl.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            "data_hash": self.data.fingerprint,
+            "noise_hash": datasets.label_hash(train.observed),
+            "preprocessing_hash": self.preprocessing.hash,
+            "settings": settings_of(self.profile, cell.method),
+            "key": self.key,
+            "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }

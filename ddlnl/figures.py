@@ -42,7 +42,7 @@ MARKERS = {"full": "D", "random": "v", "random_soft": "^", "predicted": "s"}  # 
 RATES = mpl.colors.LinearSegmentedColormap.from_list("rates", ["#000000", "#3b3fbf", "#b0399a", "#e0603a", "#dc9600"])
 SOLID = {"markersize": 3.5, "capsize": 1.5, "elinewidth": 0.8}
 DASHED = {"linestyle": "--", "linewidth": 0.9}
-FAINT = {"linestyle": ":", "linewidth": 0.6, "markersize": 3, "markeredgewidth": 0, "alpha": 0.55}
+FAINT = {"linestyle": ":", "linewidth": 0.8, "markersize": 3.2, "markeredgewidth": 0, "alpha": 0.7}
 HOLLOW = {"linestyle": "none", "markerfacecolor": "none", "markersize": 5.5, "markeredgewidth": 0.9}
 STYLE = {
     "font.family": "DejaVu Sans",
