@@ -145,11 +145,7 @@ class _Run:
 
     def finish(self) -> None:
         """Run what is still missing, save the record, and only then forget the intermediate states."""
-        if self.cell.method == "full":
-            tensors = methods.training_tensors(self.train, self.preprocessing, self.device)
-            checkpoints = [self._evaluated("full", *tensors, self.profile.full)]
-        else:
-            checkpoints = self._small_sets()
+        checkpoints = self._full() if self.cell.method == "full" else self._small_sets()
         self.store.save_record("cell", self.key, self._record(checkpoints))
         self.store.forget_progress(self.key)
 
@@ -176,43 +172,47 @@ class _Run:
         self.seconds["experts"] = float(experts.pop("seconds"))
         return experts
 
+    def _full(self) -> list[Curves]:
+        self._evaluate("full", methods.training_tensors(self.train, self.preprocessing, self.device), self.profile.full)
+        return self._evaluations(["full"])
+
     def _small_sets(self) -> list[Curves]:
         """Make the small set, evaluating it at every checkpoint; the final set is kept."""
-        cell = self.cell
+        cell, profile = self.cell, self.profile
         experts = self.experts() if cell.method in methods.WITH_EXPERTS else None
         progress = self.store.progress(f"{self.key}-making")
-        curves = []
-        for name, small in methods.checkpoints(
-            cell.method,
-            self.train,
-            cell.ipc,
-            self.profile,
-            experts,
-            self.preprocessing,
-            cell.seed,
-            self.device,
-            progress,
-        ):
+        common = (experts, self.preprocessing, cell.seed, self.device, progress)
+        for name, small in methods.checkpoints(cell.method, self.train, cell.ipc, profile, *common):
             with progress.paused():
-                images, targets = (tensor.to(self.device) for tensor in small.training_set())
-                curves.append(self._evaluated(name, images, targets, self.profile.student))
+                self._evaluate(name, small.training_set(), profile.student)
+        evaluations = self._evaluations(methods.checkpoint_names(cell.method, profile))
+        if evaluations is None:
+            # A resumed run does not come back to a checkpoint it has passed, so start from the first one.
+            self.store.forget_progress(f"{self.key}-making")
+            return self._small_sets()
         self.seconds["distil"] = progress.seconds
         self.notes = small.meta
         small.save(self.store.artefact_path(f"{self.key}-set"))
-        return curves
+        return evaluations
 
-    def _evaluated(self, name: str, images: Tensor, targets: Tensor, protocol: Protocol) -> Curves:
-        """Accuracies of fresh students on one training set, kept in the store under the cell and the checkpoint."""
+    def _evaluate(self, name: str, tensors: tuple[Tensor, Tensor], protocol: Protocol) -> None:
+        """Keep the accuracies of fresh students on one training set in the store, unless they are there."""
         key = f"{self.key}-{name}"
-        body = self.store.record("evaluation", key)
-        if body is None:
+        if self.store.record("evaluation", key) is None:
             progress = self.store.progress(key)
             seeds = evaluation.student_seeds(self.cell.seed, self.profile.students)
+            images, targets = (tensor.to(self.device) for tensor in tensors)
             curves = evaluation.train_students(images, targets, protocol, self._tests, seeds, progress)
             body = {"curves": dataclasses.asdict(curves), "seconds": progress.seconds}
             self.store.save_record("evaluation", key, body)
-        self.seconds["evaluate"] += body["seconds"]
-        return Curves(**body["curves"])
+
+    def _evaluations(self, names: list[str]) -> list[Curves] | None:
+        """The kept accuracies of these checkpoints, or None where one is missing (damaged since it was written)."""
+        bodies = [self.store.record("evaluation", f"{self.key}-{name}") for name in names]
+        if None in bodies:
+            return None
+        self.seconds["evaluate"] = sum(body["seconds"] for body in bodies)
+        return [Curves(**body["curves"]) for body in bodies]
 
     @functools.cached_property
     def _tests(self) -> dict[str, tuple[Tensor, Tensor]]:

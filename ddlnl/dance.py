@@ -274,6 +274,11 @@ class Dance:
         return matching / self.classes, calibration / self.classes
 
 
+def checkpoints(settings: Settings) -> list[int]:
+    """The iterations before which `distil` yields the images, ascending; the last one is the end of the run."""
+    return sorted({round(part * settings.iterations) for part in settings.evaluate_at} | {settings.iterations})
+
+
 def distil(
     train: ImageSet,
     ipc: int,
@@ -298,9 +303,9 @@ def distil(
         start = saved[0]
         state.images.copy_(saved[1]["images"])
         state.velocity.copy_(saved[1]["velocity"])
-    checkpoints = {round(part * settings.iterations) for part in settings.evaluate_at} | {settings.iterations}
+    due = checkpoints(settings)
     for iteration in range(start, settings.iterations + 1):
-        if iteration in checkpoints:
+        if iteration in due:
             yield iteration, state.images.cpu().clone()
         if iteration == settings.iterations:
             return

@@ -68,6 +68,13 @@ def train_experts(
     return dance.train_experts(images, targets, profile.dance, seed, progress)
 
 
+def checkpoint_names(method: str, profile: Profile) -> list[str]:
+    """The names that `checkpoints` yields when it starts from the beginning, in order."""
+    if method in controls.METHODS:
+        return ["chosen"]
+    return [f"iteration-{iteration}" for iteration in dance.checkpoints(profile.dance)]
+
+
 def checkpoints(
     method: str,
     train: ImageSet,
@@ -79,7 +86,11 @@ def checkpoints(
     device: torch.device,
     progress: training.Progress | None = None,
 ) -> Iterator[tuple[str, DistilledSet]]:
-    """Yield the small sets that `method` makes, the final one last; methods outside `WITH_EXPERTS` take no experts."""
+    """Yield (name, small set) at every checkpoint of `method`, the final set last.
+
+    A run that resumes from `progress` yields the checkpoints still to come. `experts` may be None for methods outside
+    `WITH_EXPERTS`.
+    """
     blank = DistilledSet(torch.empty(0), torch.empty(0), train.class_names, method, ipc, preprocessing, profile.student)
     if method in controls.METHODS:
         network = profile.dance.architecture.build(train.num_classes, train.images.shape[1], train.images.shape[3])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import random
 import signal
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from small import image_set, profile
 
+import ddlnl
 from ddlnl import cells, store, study
 from ddlnl.cells import Cell
 from ddlnl.errors import InputError
@@ -137,6 +140,74 @@ def test_a_killed_study_ends_with_the_records_it_would_have_had(archive_path, tm
     assert not list((tmp_path / "killed" / "progress").glob("*.safetensors"))
 
 
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it."""
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        ("dance.Dance", "iterate", 1),
+        ("dance.Dance", "iterate", 3),
+        ("training", "_epoch", 2),  # in the experts
+        ("training", "_epoch", 4),  # in the students of the first checkpoint
+        ("training", "_epoch", 7),  # in those of the last one, after the experts and the first checkpoint
+        ("store.Store", "save_record", 1),
+        ("store.Store", "save_record", 2),
+        ("store.Store", "save_record", 3),
+    ],
+)
+def test_a_cell_stopped_anywhere_resumes_to_the_same_record(archive_path, tmp_path, monkeypatch, owner, name, call):
+    cell = Cell(archive_path, "symmetric:0.5", "dance", 2, 0, "demo")
+    whole = study.run([cell], tmp_path / "whole", device="cpu", progress=False)
+    assert len(whole["curves"][0]) == 2  # the first and the last iteration
+    monkeypatch.setattr(store.Progress, "save", functools.partialmethod(_save_always, store.Progress.save))
+    place = functools.reduce(getattr, owner.split("."), ddlnl)
+    original, calls = getattr(place, name), itertools.count(1)
+
+    def stop(*arguments):
+        if next(calls) == call:
+            raise Killed
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, stop)
+        with pytest.raises(Killed):
+            study.run([cell], tmp_path / "stopped", device="cpu", progress=False)
+    assert store.table(tmp_path / "stopped").empty
+    resumed = study.run([cell], tmp_path / "stopped", device="cpu", progress=False)
+    assert lasting(whole) == lasting(resumed)
+
+
+def _save_always(self, original, step, state):
+    self.interval = 0.0
+    original(self, step, state)
+
+
+def test_an_evaluation_lost_behind_a_resumed_run_is_made_again(archive_path, tmp_path, monkeypatch):
+    cell = Cell(archive_path, "clean", "dance", 2, 0, "demo")
+    whole = study.run([cell], tmp_path, device="cpu", progress=False)
+    monkeypatch.setattr(store.Progress, "save", functools.partialmethod(_save_always, store.Progress.save))
+    iterate, calls = ddlnl.dance.Dance.iterate, itertools.count(1)
+    for path in (tmp_path / "records").rglob("*.json"):
+        path.unlink()
+
+    def stop(*arguments):
+        if next(calls) == 3:
+            raise Killed
+        return iterate(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ddlnl.dance.Dance, "iterate", stop)
+        with pytest.raises(Killed):
+            study.run([cell], tmp_path, device="cpu", progress=False)
+    (first,) = (tmp_path / "records" / "evaluation").glob("*iteration-0.json")
+    first.write_text("{}")
+    with pytest.warns(UserWarning, match="is not a readable record"):
+        resumed = study.run([cell], tmp_path, device="cpu", progress=False)
+    assert lasting(whole) == lasting(resumed)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -191,7 +262,6 @@ def test_cells_that_train_experts_come_first_so_that_workers_do_not_wait():
 
 
 def test_distil_in_memory_gives_a_set_that_trains_students(archive_path):
-    import ddlnl
     from ddlnl import datasets, evaluation, noise
 
     data = datasets.load(archive_path)
