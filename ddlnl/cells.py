@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import math
 import platform
 import statistics
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 
 import ddlnl
-from ddlnl import datasets, evaluation, measure, methods, noise, preprocess
+from ddlnl import archives, datasets, evaluation, measure, methods, noise, preprocess
 from ddlnl.datasets import ImageSet
+from ddlnl.errors import InputError
 from ddlnl.evaluation import RULES, Curves
 from ddlnl.generators import numpy_generator
 from ddlnl.preprocess import Preprocessing
@@ -59,22 +61,38 @@ class Data:
     fingerprint: str
 
 
+# Raised by hand with every change of the code that changes results, so that older records are not taken for new ones.
+ALGORITHM = 1
+
+
+def _place(dataset: str, data_dir: str | Path | None) -> tuple[str | None, tuple[int, int] | None]:
+    """The folder as text, and when the archive was last written: an archive that changed is read again."""
+    path = Path(dataset) if dataset.endswith(".npz") else archives.find(dataset, data_dir)
+    written = (path.stat().st_mtime_ns, path.stat().st_size) if path and path.is_file() else None
+    return None if data_dir is None else str(data_dir), written
+
+
 @functools.lru_cache(maxsize=2)
-def _load(dataset: str, data_dir: str | None) -> tuple[datasets.Dataset, str]:
-    data = datasets.load(dataset, data_dir)
-    parts = [data.train.fingerprint, data.test.fingerprint]
-    labels = [data.train.observed, data.test.observed, *(data.train.human[name] for name in sorted(data.train.human))]
-    return data, key_of(parts + [datasets.label_hash(one) for one in labels])
+def _load(dataset: str, place: tuple) -> tuple[datasets.Dataset, str]:
+    """The dataset, and the hash of its images and clean labels (human labels may be imported later)."""
+    data = datasets.load(dataset, place[0])
+    labels = [datasets.label_hash(part.clean) for part in (data.train, data.test)]
+    return data, key_of([data.train.fingerprint, data.test.fingerprint, *labels])
 
 
 @functools.lru_cache(maxsize=4)
-def _prepared(dataset: str, spec: str, imbalance: str, seed: int, profile: str, data_dir: str | None) -> Data:
-    data, fingerprint = _load(dataset, data_dir)
+def _prepared(dataset: str, spec: str, imbalance: str, seed: int, profile: str, place: tuple) -> Data:
+    data, fingerprint = _load(dataset, place)
     chosen = PROFILES[profile].for_dataset(data.name, data.train.images.shape[1])
     noisy = noise.corrupt(noise.imbalance(data.train, imbalance, seed), spec, seed)
     order = numpy_generator(seed, "split").permutation(len(noisy))
     wanted = min(chosen.train_images or len(noisy), len(noisy))
     held_out = round(wanted * chosen.validation_share)
+    if held_out < 1:
+        needed = math.ceil(1 / chosen.validation_share)
+        raise InputError(
+            f"{dataset} has {len(noisy)} training images; to hold some out it must have at least {needed}."
+        )
     kept = min(wanted, len(noisy) - held_out)
     train, validation = noisy.subset(np.sort(order[:kept])), noisy.subset(np.sort(order[kept : kept + held_out]))
     return Data(train, validation, data.test, chosen, fingerprint)
@@ -82,19 +100,28 @@ def _prepared(dataset: str, spec: str, imbalance: str, seed: int, profile: str, 
 
 def prepare(cell: Cell, data_dir: str | Path | None = None) -> Data:
     """Load, unbalance, corrupt and split. Raises `InputError` where the cell cannot be (IPC above a class)."""
-    folder = None if data_dir is None else str(data_dir)
-    data = _prepared(cell.dataset, cell.noise, cell.imbalance, cell.seed, cell.profile, folder)
-    if cell.ipc:
+    methods.check(cell.profile, PROFILES, "profile")
+    methods.check(cell.method, methods.METHODS, "method")
+    place = _place(cell.dataset, data_dir)
+    data = _prepared(cell.dataset, cell.noise, cell.imbalance, cell.seed, cell.profile, place)
+    methods.check_square(data.train)
+    if cell.method != "full":
         methods.check_ipc(data.train, cell.ipc)
     return data
 
 
 def cell_key(cell: Cell, data_dir: str | Path | None = None) -> str:
     """20 hex digits made of the cell, the settings of its profile and the content of its dataset."""
-    data, fingerprint = _load(cell.dataset, None if data_dir is None else str(data_dir))
-    settings = settings_of(PROFILES[cell.profile].for_dataset(data.name, data.train.images.shape[1]), cell.method)
-    named = dataclasses.asdict(cell) | {"dataset": data.name}  # an archive may move
-    return key_of({"cell": named, "settings": settings, "data": fingerprint})
+    data, fingerprint = _load(cell.dataset, _place(cell.dataset, data_dir))
+    methods.check(cell.profile, PROFILES, "profile")
+    what = {
+        "algorithm": ALGORITHM,
+        "cell": dataclasses.asdict(cell) | {"dataset": data.name},  # an archive may move
+        "settings": settings_of(PROFILES[cell.profile].for_dataset(data.name, data.train.images.shape[1]), cell.method),
+        "data": fingerprint,
+    }
+    people = data.train.human.get(noise.parse(cell.noise).label_set)
+    return key_of(what | ({} if people is None else {"human": datasets.label_hash(people)}))
 
 
 def settings_of(profile: Profile, method: str) -> dict[str, Any]:
@@ -130,9 +157,10 @@ class _Run:
         measure.reset_peak(self.device)
         self.data = prepare(cell, data_dir)
         self.profile, self.train = self.data.profile, self.data.train
-        self.preprocessing = self._preprocessing(_load(cell.dataset, data_dir and str(data_dir))[0].train)
+        self.preprocessing = self._preprocessing(_load(cell.dataset, _place(cell.dataset, data_dir))[0].train)
         self.seconds = {"experts": 0.0, "distil": 0.0, "evaluate": 0.0}
         self.notes: dict[str, Any] = {}
+        self.parents: dict[str, str] = {}
 
     def _preprocessing(self, whole: ImageSet) -> Preprocessing:
         """Fitted once per dataset, on all its training images, and shared through the store."""
@@ -152,13 +180,14 @@ class _Run:
     def experts(self) -> dict[str, Tensor]:
         """The experts of this noise setting: trained by the first cell that needs them, then in the store."""
         what = {
+            "algorithm": ALGORITHM,
             "experts": expert_settings(self.profile),
             "images": self.train.fingerprint,
             "observed": datasets.label_hash(self.train.observed),
             "preprocessing": self.preprocessing.hash,
             "seed": self.cell.seed,
         }
-        key = key_of(what)
+        key = self.parents["experts"] = key_of(what)
 
         def make() -> dict[str, Tensor]:
             progress = self.store.progress(key)
@@ -192,7 +221,8 @@ class _Run:
             return self._small_sets()
         self.seconds["distil"] = progress.seconds
         self.notes = small.meta
-        small.save(self.store.artefact_path(f"{self.key}-set"))
+        self.parents["set"] = f"{self.key}-set"
+        small.save(self.store.artefact_path(self.parents["set"]))
         return evaluations
 
     def _evaluate(self, name: str, tensors: tuple[Tensor, Tensor], protocol: Protocol) -> None:
@@ -217,7 +247,7 @@ class _Run:
     @functools.cached_property
     def _tests(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Held-out noisy images and clean test images, as exams."""
-        sets = {"test": self.data.test} | ({"validation": self.data.validation} if len(self.data.validation) else {})
+        sets = {"test": self.data.test, "validation": self.data.validation}
         return {
             name: (
                 evaluation.on_device(one, self.preprocessing, self.device),
@@ -258,6 +288,7 @@ class _Run:
             "data_hash": self.data.fingerprint,
             "noise_hash": datasets.label_hash(train.observed),
             "preprocessing_hash": self.preprocessing.hash,
+            "parents": self.parents,
             "settings": settings_of(self.profile, cell.method),
             "key": self.key,
             "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

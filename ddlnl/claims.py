@@ -161,6 +161,9 @@ def headline(verdicts: pd.DataFrame) -> str:
             FAILS: "does not beat the full noisy set even at the highest symmetric noise",
             OPEN: "is not shown to beat the full noisy set at the highest symmetric noise",
         }[top["verdict"]]
+        below = group.loc[(group["verdict"] == HOLDS) & (top["verdict"] != HOLDS), "rate"]
+        if len(below):
+            finding = f"beats the full noisy set at {', '.join(f'{rate:g}' for rate in below)}, but {finding}"
         lines.append(
             f"{dataset}, {method}, IPC {top['tried']}: distilled {finding} ({top['difference']:+.1f} points at "
             f"{top['rate']:g}, 95 % interval {_bounds(top)}), n = {_units(top)}; epoch chosen {others}"

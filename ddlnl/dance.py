@@ -4,7 +4,7 @@ Images are matched to real ones of the same observed class in the features of a 
 trained network (inner-class view), and calibrated by the trained network's cross-entropy (inter-class view). The
 published code takes one optimiser step per class; here all classes step together, which is the same update exactly:
 momentum advances for every class at every step, and between two visits its effect has a closed form
-(`_Momentum.coast`).
+(`Momentum.coast`).
 """
 
 from __future__ import annotations
@@ -174,10 +174,8 @@ class Dance:
         self.initial, self.trained = experts["initial"].to(device), experts["trained"].to(device)
         self.network = settings.architecture.build(self.classes, self.size[0], train.images.shape[3]).to(device)
         self.decoded = ipc * settings.factor**2
-        # Labels of decode's tile-major output for class-major images.
-        self.labels = torch.arange(self.classes, device=device).repeat_interleave(ipc)
-        # On a CPU one class at a time keeps activations in cache; a GPU wants many images per call.
-        limit = 8192 if device.type == "cuda" else 256
+        # Images per call: on a CPU few, so that activations stay in cache; on a GPU many, counted at 32x32 pixels.
+        limit = 8192 * 1024 // (self.size[0] * self.size[1]) if device.type == "cuda" else 256
         self.group = max(1, limit // max(settings.real_batch, min(self.decoded, settings.synthetic_batch)))
 
     def draw(self, iteration: int) -> Draws:

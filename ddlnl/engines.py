@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import concurrent.futures.process
 import multiprocessing
 import os
 import sys
@@ -56,15 +56,17 @@ def _processes(cells, root, data_dir, device, workers) -> Iterator[Cell]:
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(threads,)
     )
-    with pool:
+    try:
         futures = {pool.submit(_compute, cell, root, data_dir, device): cell for cell in cells}
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                future.result()
-                yield futures[future]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for future in concurrent.futures.as_completed(futures):
+            future.result()
+            yield futures[future]
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise RuntimeError("A worker process died, perhaps for lack of memory; fewer workers may help.") from error
+    finally:
+        for worker in list((pool._processes or {}).values()):  # a failure need not wait for the cells under way
+            worker.terminate()
+        pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(threads: int) -> None:

@@ -151,8 +151,10 @@ def evaluate(
         raise InputError(f"The augmentation {augmentation!r} is unknown; it is published or none.")
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise InputError(f"The number of repeats is {repeats!r}, and it must be a whole number of at least 1.")
-    if test.num_classes != len(small.class_names) or test.images.shape[1:3] != tuple(small.images.shape[2:]):
-        raise InputError("The test set does not fit the distilled set; both need the same classes and image size.")
+    if test.num_classes != len(small.class_names) or test.images.shape[1:] != _pixels(small):
+        raise InputError(
+            "The test set does not fit the distilled set; both need the same classes, image size and channels."
+        )
     protocol = small.protocol
     if augmentation == "none":
         protocol = replace(protocol, recipe=replace(protocol.recipe, augmentation="", cutmix=0.0))
@@ -161,6 +163,11 @@ def evaluate(
     exam = on_device(test, small.preprocessing, place), torch.from_numpy(test.observed).to(place)
     curves = train_students(images.to(place), targets.to(place), protocol, {"test": exam}, student_seeds(seed, repeats))
     return Scores(select([curves], "last"), curves)
+
+
+def _pixels(small: DistilledSet) -> tuple[int, int, int]:
+    channels, height, width = small.images.shape[1:]
+    return height, width, channels
 
 
 def student_seeds(seed: int, repeats: int) -> list[int]:

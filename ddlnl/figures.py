@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -37,9 +38,12 @@ NAMES = {
     "predicted": "expert-agreed images",
 }
 INK, GREY = "#1a1a1a", "#767676"
-COLOURS = {"full": INK, "dance": "#0072B2", "datm": "#D55E00", "rcig": "#009E73"}  # Okabe and Ito; controls are grey
+# Controls are grey; seaborn's colour-blind palette is told apart under every colour vision.
+COLOURS = {"full": INK} | dict(zip(("dance", "datm", "rcig"), sns.color_palette("colorblind").as_hex(), strict=False))
 MARKERS = {"full": "D", "random": "v", "random_soft": "^", "predicted": "s"}  # distilled sets are circles
-RATES = mpl.colors.LinearSegmentedColormap.from_list("rates", ["#000000", "#3b3fbf", "#b0399a", "#e0603a", "#dc9600"])
+RATES = mpl.colors.LinearSegmentedColormap.from_list(
+    "rates", [(0, "#000000"), (0.2, "#3b3fbf"), (0.4, "#b0399a"), (0.6, "#e0603a"), (0.8, "#dc9600"), (1, "#8a8a00")]
+)
 SOLID = {"markersize": 3.5, "capsize": 1.5, "elinewidth": 0.8}
 DASHED = {"linestyle": "--", "linewidth": 0.9}
 FAINT = {"linestyle": ":", "linewidth": 0.8, "markersize": 3.2, "markeredgewidth": 0, "alpha": 0.7}
@@ -71,7 +75,7 @@ STYLE = {
 
 def colour(rate: float) -> tuple[float, float, float, float]:
     """The colour of a noise rate: darker is cleaner, told apart under every colour vision, the same in every figure."""
-    return RATES(rate / 0.8)
+    return RATES(rate)
 
 
 def name(word: str) -> str:

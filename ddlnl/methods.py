@@ -35,6 +35,13 @@ def is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def check_square(images: ImageSet) -> None:
+    """Raise `InputError` unless the images are square, as the networks need them."""
+    height, width = images.images.shape[1:3]
+    if height != width:
+        raise InputError(f"The images of {images.name} have {height}x{width} pixels, and they must be square.")
+
+
 def check_ipc(train: ImageSet, ipc: int) -> None:
     """Raise `InputError` unless every observed class of `train` has at least `ipc` images."""
     if not is_whole(ipc) or ipc < 1:
@@ -94,7 +101,8 @@ def checkpoints(
     blank = DistilledSet(torch.empty(0), torch.empty(0), train.class_names, method, ipc, preprocessing, profile.student)
     if method in controls.METHODS:
         network = profile.dance.architecture.build(train.num_classes, train.images.shape[1], train.images.shape[3])
-        trained = None if experts is None else experts["trained"]
+        network.to(device)
+        trained = None if experts is None else experts["trained"].to(device)
         images, labels, report = controls.choose(train, method, ipc, trained, network, preprocessing, seed)
         yield "chosen", replace(blank, images=images, labels=labels, meta=report)
         return
@@ -113,6 +121,7 @@ def distill(
     """
     check(profile, PROFILES, "profile")
     check(method, tuple(name for name in METHODS if name != "full"), "method")
+    check_square(noisy)
     check_ipc(noisy, ipc)
     place = evaluation.choose_device(device)
     chosen = PROFILES[profile].for_dataset(noisy.name, noisy.images.shape[1])

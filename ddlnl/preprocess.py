@@ -97,8 +97,11 @@ def fit(images: np.ndarray, kind: str, dataset: str = "") -> Preprocessing:
 
 
 def _fit_channels(images: np.ndarray) -> Preprocessing:
-    pixels = images.reshape(-1, images.shape[-1])
-    mean, scale = pixels.mean(0) / 255, pixels.std(0) / 255
+    levels = np.arange(256) / 255  # counting grey levels gives exact moments without a float copy of the images
+    shares = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(images, 3, 0)])
+    shares = shares / shares.sum(1, keepdims=True)
+    mean = shares @ levels
+    scale = np.sqrt((shares * (levels - mean[:, None]) ** 2).sum(1))
     if (scale == 0).any():
         raise InputError(
             "A colour channel of the training images is constant, so it cannot be normalised; every channel must vary."

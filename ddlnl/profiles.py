@@ -37,7 +37,7 @@ class Profile:
     threads: int | None = None
 
     def for_dataset(self, name: str, size: int) -> Profile:
-        """The profile with what depends on the images: networks end at 4x4 pixels, and digits are never mirrored."""
+        """The profile with what depends on the images: the depth of the networks, and digits are never mirrored."""
 
         def fit(architecture: Architecture) -> Architecture:
             return replace(architecture, depth=depth_for(size))
@@ -89,12 +89,11 @@ PROFILES = {
             evaluate_at=(1.0,),
         ),
         reductions=(
-            "scikit-learn's digits: 8x8 grey pixels, 1,212 training images, 135 more for validation, 450 test images",
-            "ConvNet of depth 2 and width 16",
+            "ConvNet of width 16 instead of 128; a tenth of the training images is held out for validation",
             "DANCE: 60 iterations at three times the published learning rate (published: 10,000), no multi-formation, "
             "64 real images per class and step, 2 experts of 20 epochs (5 of 60)",
             "3 students per set, trained for at most 120 steps at a learning rate of 0.03 (1,500 epochs at 0.01)",
-            "full noisy set: 3 networks, 20 epochs, the same network, augmentation and learning rate as the students",
+            "full noisy set: 3 networks, 20 epochs, tested after every fourth, trained as the students are",
         ),
         threads=1,
     ),
@@ -121,14 +120,14 @@ PROFILES = {
             evaluate_at=(0.0, 1.0),
         ),
         reductions=(
-            "10,000 of the 50,000 training images (and 1,000 more held out for validation), all 10,000 test images",
-            "ConvNet of width 32 with 24,714 parameters instead of width 128 with 320,010",
+            "10,000 training images, and 1,000 more held out for validation",
+            "ConvNet of width 32 instead of 128",
             "DANCE: 150 iterations instead of 10,000 at five times the learning rate, 64 real images per class and "
             "step instead of 128, at most 100 synthetic ones instead of 200, 3 experts of 12 epochs instead of 5 of 60",
             "3 students per set, trained for at most 400 steps (published: 1,500 epochs)",
-            "full noisy set: 3 networks, 20 epochs, the same network and augmentation as the students",
-            "one seed: one noise draw and one distilled set per cell",
+            "full noisy set: 3 networks, 20 epochs, tested after every fourth, trained as the students are",
         ),
+        threads=1,
     ),
     "paper": Profile(
         name="paper",

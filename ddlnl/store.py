@@ -107,10 +107,17 @@ class Store:
         if not path.exists():
             return None
         try:
-            return _read_record(path)
+            whole = _read_record(path)
         except DamagedError as error:
             self._set_aside(path, error)
             return None
+        if whole["format"] != FORMAT:
+            warnings.warn(
+                f"{path} has record format {whole['format']} and is left alone; this version reads format {FORMAT}.",
+                stacklevel=2,
+            )
+            return None
+        return whole["body"]
 
     def save_record(self, kind: str, key: str, body: Mapping[str, Any]) -> None:
         text = json.dumps(body, sort_keys=True, allow_nan=False)
@@ -202,15 +209,12 @@ class Progress:
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         whole = json.loads(path.read_text())
-        body = whole["body"]
-        text = json.dumps(body, sort_keys=True)
-        if whole["digest"] != hashlib.sha256(text.encode()).hexdigest():
+        text = json.dumps(whole["body"], sort_keys=True)
+        if not isinstance(whole["format"], int) or whole["digest"] != hashlib.sha256(text.encode()).hexdigest():
             raise DamagedError(f"{path} does not match its checksum.")
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path} is not a readable record ({error}).") from error
-    if whole["format"] != FORMAT:
-        raise DamagedError(f"{path} has record format {whole['format']}, and this version reads format {FORMAT}.")
-    return body
+    return whole
 
 
 def table(store_dir: str | Path | None = None) -> pd.DataFrame:

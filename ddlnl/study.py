@@ -88,10 +88,10 @@ def run(
 
 def in_order(cells: list[Cell]) -> list[Cell]:
     """One cell of each noise setting first, so that parallel workers do not wait for the same experts."""
-    turns: dict[tuple[str, int, bool], int] = {}
+    turns: dict[tuple, int] = {}
     waiting = []
     for cell in cells:
-        setting = (cell.noise, cell.seed, cell.method == "full")
+        setting = (cell.dataset, cell.noise, cell.imbalance, cell.seed, cell.profile, cell.method == "full")
         waiting.append((turns.setdefault(setting, 0), cell))
         turns[setting] += 1
     return [cell for _, cell in sorted(waiting, key=lambda pair: pair[0])]

@@ -97,14 +97,14 @@ class Progress(typing.Protocol):
 
 
 class NotFinite(RuntimeError):
-    """A loss or parameter became NaN or infinite; the message names step and tensor."""
+    """A loss became NaN or infinite; the message names it and when."""
 
 
 def initialise(build: Callable[[], nn.Module], seeds: Sequence[int], device: torch.device) -> Stack:
     """A stack of freshly initialised networks, network m drawn from its own `seeds[m]`."""
     networks = []
     for seed in seeds:
-        with torch.random.fork_rng(devices=[]):  # nn.Module offers no generator argument; the global state is put back
+        with torch.random.fork_rng():  # nn.Module takes no generator; the global state is put back
             torch.manual_seed(derive(seed, "initialisation"))
             networks.append(build().to(device))
     return Stack(networks)
@@ -197,7 +197,8 @@ def _restore(stack: Stack, optimiser: torch.optim.SGD, state: dict[str, Tensor])
 @torch.no_grad()
 def predict(stack: Stack, images: Tensor, batch_size: int | None = None) -> Tensor:
     """(M, N, K) logits of every network on (N, C, H, W) preprocessed images."""
-    batch_size = batch_size or (2000 if images.is_cuda else 128)  # a CPU wants activations that stay in its cache
+    # A GPU takes what fits (counted at 32x32 pixels), a CPU what stays in its cache.
+    batch_size = batch_size or (max(1, 2000 * 1024 // (images[0, 0].numel() * len(stack))) if images.is_cuda else 128)
     return torch.cat([stack(batch, training=False) for batch in images.split(batch_size)], 1)
 
 

@@ -62,9 +62,17 @@ def test_augmentation_can_be_switched_off():
 
 
 def test_soft_labels_are_used_as_they_are():
-    uniform = small_set(labels=torch.full((12, 3), 1 / 3))
-    scores = evaluation.evaluate(uniform, image_set(per_class=40, seed=1), repeats=4, device="cpu")
-    assert scores.mean < 0.6  # nothing can be learned from uniform labels
+    hard = small_set()
+    soft = replace(hard, labels=0.6 * hard.labels + 0.4 * hard.labels.roll(1, 1))
+    plain = replace(
+        hard.protocol, recipe=replace(hard.protocol.recipe, augmentation="", cutmix=0.0, epochs=40, lr=0.05)
+    )
+    images, labels = soft.training_set()
+    stack = training.initialise(lambda: plain.architecture.build(3, 8, 3), [0], torch.device("cpu"))
+    training.train(stack, images, labels, plain.recipe, [0])
+    probabilities = training.predict(stack, images)[0].softmax(1)
+    assert (probabilities * hard.labels).sum(1).mean().item() == pytest.approx(0.6, abs=0.1)
+    assert (probabilities * hard.labels.roll(1, 1)).sum(1).mean().item() == pytest.approx(0.4, abs=0.1)
 
 
 def test_a_distilled_set_survives_the_disk(tmp_path):

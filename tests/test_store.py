@@ -126,8 +126,9 @@ def test_a_record_of_another_format_says_which_one_is_read(tmp_path, monkeypatch
     monkeypatch.setattr(store_module, "FORMAT", 99)
     Store(tmp_path).save_record("cell", "old", {"dataset": "digits"})
     monkeypatch.undo()
-    with pytest.warns(UserWarning, match="has record format 99, and this version reads format 1"):
+    with pytest.warns(UserWarning, match="has record format 99 and is left alone; this version reads format 1"):
         assert Store(tmp_path).record("cell", "old") is None
+    assert (tmp_path / "records" / "cell" / "old.json").exists()
 
 
 def test_an_empty_store_gives_an_empty_table(tmp_path):

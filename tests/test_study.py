@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small import image_set, profile
 
 import ddlnl
@@ -83,9 +85,7 @@ def test_a_cell_gives_the_same_record_alone_and_in_two_workers(archive_path, tmp
     subprocess.run([sys.executable, script], check=True, env=environment(threads=2))
     alone = study.run(the_grid(archive_path), tmp_path / "alone", device="cpu", progress=False)
     together = study.run(the_grid(archive_path), tmp_path / "workers", device="cpu", progress=False)
-    for one, other in zip(alone.to_dict("records"), together.to_dict("records"), strict=True):
-        assert one["accuracies_last"] == pytest.approx(other["accuracies_last"], abs=0.1)
-        assert one["noise_hash"] == other["noise_hash"]
+    assert lasting(alone) == lasting(together)
 
 
 PROGRAM = """
@@ -121,18 +121,20 @@ def test_a_killed_study_ends_with_the_records_it_would_have_had(archive_path, tm
         script.write_text(PROGRAM.format(archive=archive_path, store=str(tmp_path / place), workers=1))
         return subprocess.Popen([sys.executable, script], env=environment())
 
+    def written() -> set[tuple[str, int]]:
+        files = (path for kind in ("progress", "records") for path in (tmp_path / "killed" / kind).rglob("*.*"))
+        return {(path.name, path.stat().st_mtime_ns) for path in files if path.suffix in (".json", ".safetensors")}
+
     assert start("whole").wait() == 0
     moments = random.Random(0)
-    kills = 0
     for _ in range(3):
+        before = written()
         process = start("killed")
-        while process.poll() is None and not (tmp_path / "killed" / "locks").exists():
+        while process.poll() is None and written() == before:  # until it has computed something new
             time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.5))
-        kills += process.poll() is None
-        os.kill(process.pid, signal.SIGKILL) if process.poll() is None else None
-        process.wait()
-    assert kills >= 1
+        time.sleep(moments.uniform(0, 0.1))
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
     assert start("killed").wait() == 0
     whole, killed = (store.table(tmp_path / place).sort_values("key") for place in ("whole", "killed"))
     assert len(whole) == 6
@@ -251,6 +253,27 @@ def test_a_failing_cell_is_named(archive_path, tmp_path, monkeypatch):
         study.run([Cell(archive_path, "symmetric:0.5", "random", 1, 0, "demo")], tmp_path, device="cpu", progress=False)
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"profile": "lapdog"}, "Did you mean 'laptop'"),
+        ({"method": "rndom"}, "Did you mean 'random'"),
+        ({"method": "random", "ipc": 0}, "at least 1"),
+    ],
+)
+def test_an_impossible_cell_made_by_hand_is_refused(archive_path, tmp_path, changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        study.run([replace(Cell(archive_path, "clean", "dance", 1, 0, "demo"), **changes)], tmp_path, progress=False)
+
+
+def test_images_that_are_not_square_are_refused(tmp_path, archive_path):
+    arrays = dict(np.load(archive_path))
+    wide = {name: array[:, :6] if name.endswith("images") else array for name, array in arrays.items()}
+    np.savez(tmp_path / "wide.npz", **wide)
+    with pytest.raises(InputError, match="6x8 pixels, and they must be square"):
+        study.run([Cell(str(tmp_path / "wide.npz"), "clean", "random", 1, 0, "demo")], tmp_path, progress=False)
+
+
 def test_cells_that_train_experts_come_first_so_that_workers_do_not_wait():
     grid = study.grid("digits", rates=[0.0, 0.4], methods=["full", "dance"], ipcs=[1, 10], seeds=1)
     assert [(cell.noise, cell.ipc) for cell in study.in_order(grid)[:4]] == [
@@ -259,6 +282,44 @@ def test_cells_that_train_experts_come_first_so_that_workers_do_not_wait():
         ("symmetric:0.4", 0),
         ("symmetric:0.4", 1),
     ]
+
+
+def test_held_out_images_are_noisy_and_never_trained_on(archive_path):
+    data = cells.prepare(Cell(archive_path, "symmetric:0.5", "full", 0, 0, "demo"))
+    train, validation = ({image.tobytes() for image in part.images} for part in (data.train, data.validation))
+    assert len(train) == len(data.train) == 42 - 4
+    assert len(validation) == len(data.validation) == 4
+    assert not train & validation
+    noisy = ddlnl.noise.corrupt(ddlnl.datasets.load(archive_path).train, "symmetric:0.5", 0)
+    observed = {image.tobytes(): label for image, label in zip(noisy.images, noisy.observed, strict=True)}
+    assert all(
+        observed[image.tobytes()] == label
+        for part in (data.train, data.validation)
+        for image, label in zip(part.images, part.observed, strict=True)
+    )
+    assert (data.test.observed == data.test.clean).all()
+
+
+def test_no_method_sees_clean_labels(archive_path):
+    noisy = ddlnl.noise.corrupt(ddlnl.datasets.load(archive_path).train, "symmetric:0.5", 0)
+    blind = replace(noisy, clean=noisy.clean[::-1].copy())
+    for method in ("dance", "random", "random_soft", "predicted"):
+        first, second = (ddlnl.distill(one, method=method, ipc=2, device="cpu") for one in (noisy, blind))
+        assert torch.equal(first.images, second.images)
+        assert torch.equal(first.labels, second.labels)
+
+
+def test_importing_human_labels_leaves_other_records_valid(archive_path):
+    cell = Cell(archive_path, "symmetric:0.5", "random", 1, 0, "demo")
+    before = cells.cell_key(cell)
+    arrays = dict(np.load(archive_path))
+    np.savez(archive_path, **arrays, observed_labels__worst=arrays["train_labels"][::-1])
+    assert cells.cell_key(cell) == before
+    human = replace(cell, noise="human:worst")
+    key = cells.cell_key(human)
+    np.savez(archive_path, **arrays, observed_labels__worst=np.roll(arrays["train_labels"], 1))
+    os.utime(archive_path, ns=(1, 1))
+    assert cells.cell_key(human) != key
 
 
 def test_distil_in_memory_gives_a_set_that_trains_students(archive_path):
