@@ -7,18 +7,17 @@ Other keys are kept and ignored.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import platformdirs
 
 from ddlnl.errors import InputError
+from ddlnl.files import replacing
 
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 HUMAN = "observed_labels__"  # followed by the name of the label set
@@ -59,28 +58,5 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an uncompressed archive so that a reader sees the old file or all of the new one, whatever is killed."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         np.savez(file, **arrays)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when the block ends well: temporary file, fsync, rename.
-
-    Unlike a write of bytes this needs no second copy of a gigabyte of images in memory.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # makes the new name survive a power cut too
-    finally:
-        os.close(folder)

@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from ddlnl.cells import Cell, run_cell
-from ddlnl.errors import InputError, nearest
+from ddlnl.errors import InputError
+from ddlnl.methods import check
 from ddlnl.store import Store
 
 ENGINES = ("local", "submitit")
@@ -24,10 +25,7 @@ def run(
     cells: list[Cell], root: Path, data_dir: str | Path | None, device: str, engine: str, workers: int, progress: bool
 ) -> None:
     """Compute every cell into the store at `root`; the first failure ends the run and names its cell."""
-    if engine not in ENGINES:
-        raise InputError(
-            f"The engine {engine!r} is unknown; it is one of {', '.join(ENGINES)}." + nearest(engine, ENGINES)
-        )
+    check(engine, ENGINES, "engine")
     start = {"local": _processes if workers > 1 else _inline, "submitit": _submitit}[engine]
     with tqdm(total=len(cells), unit="cell", disable=not progress or not cells, file=sys.stderr) as bar:
         for cell in start(cells, root, data_dir, device, workers):

@@ -12,7 +12,8 @@ from nbconvert import HTMLExporter
 
 from ddlnl.claims import MIME
 from ddlnl.errors import InputError
-from ddlnl.store import Store, write_atomically
+from ddlnl.files import replacing
+from ddlnl.store import Store
 
 
 def provenance(table: pd.DataFrame, store_dir: str | Path | None = None) -> Markdown:
@@ -43,7 +44,8 @@ def export(notebook_path: str | Path, html_path: str | Path) -> Path:
     notebook = _read(notebook_path)
     exporter = HTMLExporter(template_name="template", extra_template_basedirs=[str(Path(__file__).parent)])
     page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": _title(notebook, Path(notebook_path).stem)}})
-    write_atomically(Path(html_path), page.encode())
+    with replacing(Path(html_path)) as file:
+        file.write(page.encode())
     return Path(html_path)
 
 

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ddlnl.errors import DamagedError
+from ddlnl.files import replacing
 
 FORMAT = 1
 _CELL_COLUMNS_FIRST = ["dataset", "noise", "rate", "imbalance", "method", "ipc", "seed", "profile"]
@@ -39,25 +40,6 @@ def key_of(description: Any) -> str:
     """20 hex digits that name a JSON-able description, independent of the order of its keys."""
     text = json.dumps(description, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees all of it or nothing, whatever is killed when."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
@@ -74,7 +56,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta, sort_keys=True, allow_nan=False)
     header = {"format": str(FORMAT), "meta": text, "digest": _digest(on_host, text)}
-    write_atomically(path, safetensors.torch.save(on_host, metadata=header))
+    with replacing(path) as file:
+        file.write(safetensors.torch.save(on_host, metadata=header))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -122,7 +105,8 @@ class Store:
     def save_record(self, kind: str, key: str, body: Mapping[str, Any]) -> None:
         text = json.dumps(body, sort_keys=True, allow_nan=False)
         whole = {"format": FORMAT, "digest": hashlib.sha256(text.encode()).hexdigest(), "body": json.loads(text)}
-        write_atomically(self.root / "records" / kind / f"{key}.json", json.dumps(whole, indent=1).encode())
+        with replacing(self.root / "records" / kind / f"{key}.json") as file:
+            file.write(json.dumps(whole, indent=1).encode())
 
     def tensors(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """An artefact and its description, or None."""
