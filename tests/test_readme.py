@@ -29,6 +29,21 @@ def test_the_accuracies_of_the_readme_are_those_of_its_records():
         assert f"{100 * rows.at[method, 'accuracy_last']:.1f} %" in sentence
 
 
+def test_the_losses_to_noise_of_the_readme_are_those_of_its_records():
+    accuracy = 100 * store.table(ROOT / "notebooks" / "results").set_index(["method", "ipc", "noise"])["accuracy_last"]
+
+    def loss(method, ipc):
+        return f"{accuracy[method, ipc, 'clean'] - accuracy[method, ipc, 'symmetric:0.4']:.1f}"
+
+    words = " ".join(README.split())
+    assert f"distilled images lose {loss('dance', 10)} points and the random ones {loss('random', 10)}." in words
+    lost = [loss("dance", 50), loss("random", 50), loss("full", 0), loss("predicted", 50)]
+    assert (
+        "they lose {} against {}, the whole set loses {}, and images that an expert agrees with {}.".format(*lost)
+        in words
+    )
+
+
 def test_every_cell_of_the_figure_has_one_record_and_every_linked_file_is_there():
     table = store.table(ROOT / "notebooks" / "results")
     assert len(table) == 3 * (1 + 3 * 4)
