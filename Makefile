@@ -1,6 +1,7 @@
 # make demo    one figure from nothing but Python >= 3.10 and a C++ compiler: .venv, notebook, out.html
 # make test    the whole suite in the same environment; DDLNL_DATA=folder adds the tests on real archives
 # make lint    style of the code and the notebooks, and that the notebooks are stored without outputs
+# make sanitize  the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer
 # make clean   remove what the other targets made
 # PYTHON=...   chooses the interpreter .venv is made from
 
@@ -15,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A kernel installed for the user must not take the place of the one in .venv.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: demo test lint install install-test clean
+.PHONY: demo test lint sanitize install install-test clean
 
 demo:
 	@start=$$(date +%s) && $(MAKE) --no-print-directory install && ready=$$(date +%s) && \
@@ -32,6 +33,9 @@ lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+sanitize: install-test
+	$(BIN)/python tests/variants.py sanitize
 
 install: $(VENV)/installed
 install-test: $(VENV)/installed-test

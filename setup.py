@@ -5,12 +5,15 @@ warning, and the package then runs its pure-PyTorch twins. Only LibTorch's stabl
 seconds and one library serves every Python and every torch that the package allows.
 """
 
+import json
 import os
+import shutil
 import sys
 from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 try:
     import torch
@@ -18,12 +21,31 @@ try:
 except ModuleNotFoundError:
     sys.exit("ddlnl compiles against torch, which this Python does not have: run `pip install torch ninja` first.")
 
-TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # 2.11, the oldest torch that pyproject.toml allows
-OPTIONS = {"py_limited_api": True, "depends": sorted(glob("csrc/*.h"))}
+# ddlnl/_build.py compiles with the same flags. `omp simd` lets the compiler vectorise the sums that are marked with it,
+# without the rest of OpenMP or of fast-math; the target is torch 2.11, the oldest that pyproject.toml allows.
+FLAGS = json.loads(Path("csrc/flags.json").read_text())
+HEADERS = sorted([*glob("csrc/*.h"), "csrc/flags.json"])
+OPTIONS = {"py_limited_api": True, "depends": HEADERS}
+
+
+class WithSources(build_py):
+    """A wheel carries csrc/ too, for the machine where its libraries do not load."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree("csrc", Path(self.build_lib, "ddlnl", "csrc"), dirs_exist_ok=True)
 
 
 class OptionalBuild(BuildExtension):
     """Compile each library by itself; where one fails, warn and leave it out."""
+
+    def run(self) -> None:
+        """Begin without the libraries of earlier builds: one that is not made again would be loaded beside new ones."""
+        for folder in (Path(self.build_lib, "ddlnl"), *([Path("ddlnl")] if self.inplace else [])):
+            for library in folder.glob("_C*.so"):
+                library.unlink()
+        super().run()
 
     def build_extensions(self) -> None:
         wanted = self.extensions
@@ -33,25 +55,25 @@ class OptionalBuild(BuildExtension):
                 super().build_extensions()
             except Exception as error:  # the compiler, ninja, nvcc and torch's own checks each raise something else
                 extension.optional = True  # setuptools then does not look for the library
-                Path(self.get_ext_filename(extension.name)).unlink(missing_ok=True)  # one left from older sources
                 self.warn(f"{extension.name} was not compiled, its PyTorch twins take its place: {error}")
         self.extensions = wanted
 
 
 def libraries() -> list[Extension]:
     """One extension per device; the CUDA one needs nvcc and a CUDA build of torch, not a GPU."""
-    found = [CppExtension("ddlnl._C", sorted(glob("csrc/*.cpp")), extra_compile_args=["-O3", TARGET], **OPTIONS)]
+    found = [CppExtension("ddlnl._C", sorted(glob("csrc/*.cpp")), extra_compile_args=FLAGS["cpu"], **OPTIONS)]
     kernels = sorted(glob("csrc/*.cu"))
-    if kernels and CUDA_HOME and torch.version.cuda:
+    nvcc = CUDA_HOME and shutil.which("nvcc", path=os.path.join(CUDA_HOME, "bin"))
+    if kernels and nvcc and torch.version.cuda:
         if not torch.cuda.is_available():
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;9.0+PTX")
-        flags = {"nvcc": ["-O3", "-DUSE_CUDA", TARGET]}
+        flags = {"nvcc": FLAGS["cuda"]}
         found.append(CUDAExtension("ddlnl._C_cuda", kernels, extra_compile_args=flags, **OPTIONS))
     return found
 
 
 setup(
     ext_modules=libraries(),
-    cmdclass={"build_ext": OptionalBuild},
+    cmdclass={"build_ext": OptionalBuild, "build_py": WithSources},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

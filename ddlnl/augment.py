@@ -1,21 +1,21 @@
 """Differentiable siamese augmentation (DSA, arXiv 2102.08259) as DANCE and DATM use it: draw parameters, call the
 operator.
 
-`draw` decides, `ops.augment` computes. Drawn parameters are a small tensor, so one draw can be shared by real and
-synthetic images (siamese), indexed by class, or kept to repeat a step exactly.
+`draw` decides, `ops.augment` computes. Drawn parameters and programs are small tensors: one draw can be shared by real
+and synthetic images (siamese), indexed by class, stacked for a stack of networks, or kept to repeat a step exactly.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ddlnl import ops
 from ddlnl.errors import InputError, nearest
-from ddlnl.ops.reference import COLUMNS, NEUTRAL
+from ddlnl.ops.reference import CODES, COLUMNS, NEUTRAL
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 GEOMETRIC = ("crop", "scale", "rotate")
@@ -24,22 +24,28 @@ SCALE_RATIO, ROTATION, CROP_RATIO = 1.2, math.radians(15), 0.125
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Drawn parameters: `table` (N, 12) float32 (one row when shared by the batch), and the operations that are on."""
+    """Drawn parameters and programs: `table` (Q, 12) float32 and `codes` (S,) or (R, S) int32 of `ops.augment`."""
 
     table: Tensor
-    operations: tuple[str, ...]
+    codes: Tensor
 
     def __call__(self, images: Tensor) -> Tensor:
         """Augmented (N, C, H, W) images; differentiable in `images` only."""
-        return ops.augment(images, self.table, self.operations)
+        return ops.augment(images, self.table, self.codes)
 
     def to(self, device: torch.device) -> Augmentation:
         """The same draw on another device."""
-        return replace(self, table=self.table.to(device))
+        return Augmentation(self.table.to(device), self.codes.to(device))
 
     def rows(self, index: Tensor) -> Augmentation:
         """The same draw with row `index[n]` for image n, for example one row per class."""
-        return replace(self, table=self.table[index])
+        shared = self.codes.dim() == 1
+        return Augmentation(self.table[index], self.codes if shared else self.codes.expand(len(self.table), -1)[index])
+
+
+def program(*operations: str) -> Tensor:
+    """The (S,) int32 codes that carry out these operations in this order."""
+    return torch.tensor([CODES[operation] for operation in operations], dtype=torch.int32)
 
 
 def parse(strategy: str) -> tuple[str, ...]:
@@ -69,6 +75,8 @@ def draw(
 
     mode "composed": flip, color, one geometric operation chosen for the whole call, cutout, as DANCE composes them.
     mode "single": one operation of the strategy, chosen for the whole call, as DATM and the DC/DSA/DM lineage do.
+    mode "all": every operation of the strategy in the order of `OPERATIONS`, the other mode of that lineage.
+    Raises `InputError` on another mode or an unknown operation.
     """
     operations = _choose(parse(strategy), generator, mode)
     table = parameters(count)
@@ -82,12 +90,14 @@ def draw(
     for operation in operations:
         for name, value in _DRAWS[operation](size, uniform, whole).items():
             table[:, COLUMNS.index(name)] = value
-    return Augmentation(table, operations)
+    return Augmentation(table, program(*operations))
 
 
 def _choose(names: tuple[str, ...], generator: torch.Generator, mode: str) -> tuple[str, ...]:
-    if mode not in ("composed", "single"):
-        raise InputError(f"Augmentation mode {mode!r} is unknown; the modes are composed and single.")
+    if mode not in ("composed", "single", "all"):
+        raise InputError(f"Augmentation mode {mode!r} is unknown; the modes are composed, single and all.")
+    if mode == "all":
+        return tuple(name for name in OPERATIONS if name in names)
     if not names:
         return ()
 
@@ -123,12 +133,12 @@ def _cutout(size, uniform, whole):
 
 def _scale(size, uniform, whole):
     low = 1 / SCALE_RATIO
-    return {"xx": low + (SCALE_RATIO - low) * uniform(), "yy": low + (SCALE_RATIO - low) * uniform()}
+    return {name: low + (SCALE_RATIO - low) * uniform() for name in ("scale_column", "scale_row")}
 
 
 def _rotate(size, uniform, whole):
     angle = (2 * uniform() - 1) * ROTATION
-    return {"xx": angle.cos(), "xy": -angle.sin(), "yx": angle.sin(), "yy": angle.cos()}
+    return {"cosine": angle.cos(), "sine": angle.sin()}
 
 
 _DRAWS = {"color": _color, "flip": _flip, "crop": _crop, "cutout": _cutout, "scale": _scale, "rotate": _rotate}

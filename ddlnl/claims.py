@@ -30,8 +30,10 @@ def select(table: pd.DataFrame) -> pd.DataFrame:
     """The records of clean labels and symmetric noise without imbalance.
 
     Raises `InputError` where records of several profiles are mixed or two records describe the same cell: a mean over
-    either would be a number that nobody measured.
+    either would be a number that nobody measured. Also for a table without any record.
     """
+    if table.empty:
+        raise InputError("The table has no records: run a study first, or name the store that has them.")
     rows = table[(table["noise"] == "clean") | table["noise"].str.startswith("symmetric:")]
     rows = rows[rows["imbalance"] == "none"]
     profiles = sorted(rows["profile"].unique())

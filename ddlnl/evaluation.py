@@ -73,7 +73,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # also refuses devices that hold no numbers
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"The device {name!r} cannot be used here; allowed are auto, cpu and the devices torch finds."

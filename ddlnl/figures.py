@@ -1,4 +1,4 @@
-"""Tables to plots: accuracy of distilled sets beside the full noisy set (arXiv 2411.11924, Fig 2)."""
+"""Tables to plots: accuracy of distilled sets beside the full noisy set (arXiv 2411.11924, Fig 2), and speed."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ SOLID = {"markersize": 3.5, "capsize": 1.5, "elinewidth": 0.8}
 DASHED = {"linestyle": "--", "linewidth": 0.9}
 FAINT = {"linestyle": ":", "linewidth": 0.8, "markersize": 3.2, "markeredgewidth": 0, "alpha": 0.7}
 HOLLOW = {"linestyle": "none", "markerfacecolor": "none", "markersize": 5.5, "markeredgewidth": 0.9}
+TARGET = {"linestyle": "none", "marker": "|", "markersize": 9, "markeredgewidth": 1.6}
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 7,
@@ -257,6 +258,43 @@ def alt_text(table: pd.DataFrame) -> str:
         best_of = "best of IPC" if "," in ipcs else "IPC"
         sentences.append(f"{name(dataset)}, {name(method)} ({best_of} {ipcs}): {', '.join(ends)}.")
     return " ".join(sentences)
+
+
+def speedups(table: pd.DataFrame) -> Figure:
+    """How many times faster each row of `ddlnl.bench.run` is than its baseline: a dot, the range over repetitions and
+    the target; the dot is hollow where the target is not reached."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTHS["page"], 0.9 + 0.2 * len(table)), layout="constrained")
+        ax, shade = figure.subplots(), COLOURS["dance"]
+        rows = table.assign(place=range(len(table)))
+        ax.axvline(1, color=GREY, linewidth=0.8)
+        ax.hlines(rows["place"], rows["low"], rows["high"], color=shade, linewidth=1.3)
+        for filled, group in rows.groupby(rows["reached"] != "no"):
+            ax.plot(group["ratio"], group["place"], "o", color=shade, markerfacecolor=shade if filled else "white")
+        ax.plot(rows["target"], rows["place"], color=INK, **TARGET)
+        ax.set(
+            xscale="log", xlabel="Time of the eager composition / time of the operator", ylim=(len(rows) - 0.4, -0.6)
+        )
+        ax.set_yticks(rows["place"], rows["name"].str.replace("_", " "))
+        ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+        ax.grid(axis="y", visible=False)
+        ax.grid(axis="x")
+        dots = [("median and range over repetitions", shade), ("target not reached", "white")]
+        handles = [Line2D([], [], color=shade, marker="o", markerfacecolor=fill, label=label) for label, fill in dots]
+        handles.append(Line2D([], [], color=INK, label="target", **TARGET))
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        return figure
+
+
+def speedups_alt(table: pd.DataFrame) -> str:
+    """The figure of `speedups` in words: every ratio, and its target."""
+    rows = [
+        f"{row.name.replace('_', ' ')} {row.ratio:.1f}" + ("" if np.isnan(row.target) else f" (target {row.target:g})")
+        for row in table.drop(columns="about").itertuples(index=False)
+    ]
+    return f"Times faster than the eager composition: {', '.join(rows)}."
 
 
 def show(figure: Figure, alt: str) -> None:

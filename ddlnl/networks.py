@@ -12,6 +12,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from ddlnl import ops
 from ddlnl.errors import InputError
 
 NORMS = ("instance", "batch", "layer", "none")
@@ -25,6 +26,30 @@ def _norm(kind: str, width: int) -> list[nn.Module]:
         return [nn.BatchNorm2d(width)]
     # One group per channel is an affine instance norm without running statistics: train and eval agree.
     return [nn.GroupNorm(width if kind == "instance" else 1, width)]
+
+
+class NormReluPool(nn.Module):
+    """The tail of a block in one operator (`ddlnl.ops.norm_relu_pool`): instance norm with a weight and bias per
+    channel (width 0: no norm, no parameters), ReLU, 2x2 average pool.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width)) if width else None
+        self.bias = nn.Parameter(torch.zeros(width)) if width else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Under autocast the convolution hands over fewer bits than the parameters have.
+        weight, bias = (None if one is None else one.to(x.dtype) for one in (self.weight, self.bias))
+        return ops.norm_relu_pool(x, weight, bias, norm=weight is not None)
+
+
+def _tail(norm: str, width: int, pooling: str) -> list[nn.Module]:
+    """What follows the convolution of a block."""
+    if pooling == "avg" and norm in ("instance", "none"):
+        return [NormReluPool(width if norm == "instance" else 0)]
+    pool = {"avg": [nn.AvgPool2d(2)], "max": [nn.MaxPool2d(2)], "none": []}[pooling]
+    return [*_norm(norm, width), nn.ReLU(), *pool]
 
 
 class ConvNet(nn.Module):
@@ -60,13 +85,9 @@ class ConvNet(nn.Module):
         blocks: list[nn.Module] = []
         for block in range(depth):
             padding = 3 if block == 0 and wide_grey else 1
-            blocks += [
-                nn.Conv2d(channels if block == 0 else width, width, 3, padding=padding),
-                *_norm(norm, width),
-                nn.ReLU(),
-            ]
+            convolution = nn.Conv2d(channels if block == 0 else width, width, 3, padding=padding)
+            blocks += [convolution, *_tail(norm, width, pooling)]
             if pooling != "none":
-                blocks.append(nn.AvgPool2d(2) if pooling == "avg" else nn.MaxPool2d(2))
                 side //= 2
         self.blocks = nn.Sequential(*blocks)
         self.classifier = nn.Linear(width * side * side, classes)

@@ -34,6 +34,11 @@ from ddlnl.files import replacing
 
 FORMAT = 1
 _CELL_COLUMNS_FIRST = ["dataset", "noise", "rate", "imbalance", "method", "ipc", "seed", "profile"]
+_COLUMNS_OF_NO_CELLS = [
+    *_CELL_COLUMNS_FIRST,
+    *(f"{what}_{rule}" for what in ("accuracy", "std") for rule in ("last", "validation", "best_on_test")),
+    *("students", "seconds"),
+]
 
 
 def key_of(description: Any) -> str:
@@ -68,6 +73,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, ValueError) as error:
         raise DamagedError(f"{path} is not a readable safetensors file ({error}).") from error
+    if header.get("format", str(FORMAT)) != str(FORMAT):
+        raise DamagedError(f"{path} has format {header['format']}; this version reads format {FORMAT}.")
     if "digest" not in header or header["digest"] != _digest(tensors, header.get("meta", "")):
         raise DamagedError(f"{path} does not match its checksum.")
     return tensors, json.loads(header["meta"])
@@ -210,6 +217,6 @@ def table(store_dir: str | Path | None = None) -> pd.DataFrame:
 
 def frame(records: list[dict[str, Any]]) -> pd.DataFrame:
     """Records as a DataFrame with the columns that name a cell first."""
-    rows = pd.DataFrame.from_records(records, columns=None if records else _CELL_COLUMNS_FIRST)
+    rows = pd.DataFrame.from_records(records, columns=None if records else _COLUMNS_OF_NO_CELLS)
     first = [name for name in _CELL_COLUMNS_FIRST if name in rows.columns]
     return rows[first + [name for name in rows.columns if name not in first]]

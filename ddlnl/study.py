@@ -23,21 +23,22 @@ from ddlnl.store import Store, frame
 
 def grid(
     dataset: str | None = None,
-    rates: Sequence[float] | None = None,
-    methods: Sequence[str] = METHODS,
+    rates: float | Sequence[float] | None = None,
+    methods: str | Sequence[str] = METHODS,
     ipcs: int | Sequence[int] | None = None,
     seeds: int | None = None,
     profile: str = "demo",
-    noises: Sequence[str] | None = None,
+    noises: str | Sequence[str] | None = None,
     imbalance: str = "none",
 ) -> list[Cell]:
-    """All cells of a grid; what is None comes from the profile.
+    """All cells of a grid; what is None comes from the profile, and one value stands for a list of it.
 
     rates are those of symmetric noise; `noises` names any noise instead (`"asymmetric:0.4"`, `"human:worst"`). seeds is
     how many (0, 1, ...). Raises `InputError` on an unknown name or an impossible number.
     """
     check(profile, PROFILES, "profile")
     chosen = PROFILES[profile]
+    methods = [methods] if isinstance(methods, str) else methods
     for method in methods:
         check(method, METHODS, "method")
     seeds = chosen.seeds if seeds is None else seeds
@@ -48,8 +49,9 @@ def grid(
         if not is_whole(ipc) or ipc < 1:
             raise InputError(f"The IPC is {ipc!r}, and it must be a whole number of at least 1.")
     if noises is None:
-        rates = chosen.rates if rates is None else rates
+        rates = chosen.rates if rates is None else [rates] if isinstance(rates, (int, float)) else rates
         noises = [f"symmetric:{rate}" for rate in rates]
+    noises = [noises] if isinstance(noises, str) else noises
     noises = list(dict.fromkeys(str(noise.parse(spec)) for spec in noises))
     sizes = {method: (0,) if method == "full" else tuple(dict.fromkeys(ipcs)) for method in methods}
     return [

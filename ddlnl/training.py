@@ -174,7 +174,8 @@ def _epoch(stack, optimiser, images, targets, recipe, generators) -> Tensor:
 
 def _batch(images: Tensor, targets: Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     if recipe.augmentation:
-        images = augment.draw(recipe.augmentation, len(images), images.shape[2:], generator)(images)
+        drawn = augment.draw(recipe.augmentation, len(images), images.shape[2:], generator)
+        images = drawn.to(images.device)(images)
     if recipe.cutmix and float(torch.rand((), generator=generator)) < recipe.cutmix:
         images, targets = augment.cutmix(images, targets, generator)
     return images, targets

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from synthetic import records
 
-from ddlnl import claims
+from ddlnl import claims, store
 from ddlnl.errors import InputError
 
 
@@ -149,3 +149,8 @@ def test_shown_verdicts_are_stored_in_the_notebook_as_strict_json(monkeypatch):
     assert stored["verdicts"][0]["low"] is None
     assert len(stored["verdicts"]) == len(verdicts)
     assert "The claim *holds* where" in bundle["text/html"]
+
+
+def test_a_table_without_records_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(InputError, match="no records: run a study first"):
+        claims.symmetric_noise(store.table(tmp_path))

@@ -117,3 +117,9 @@ def test_distilled_sets_with_different_preprocessing_refuse_to_be_joined():
 def test_bad_arguments_are_refused_before_any_training(arguments, sentence):
     with pytest.raises(InputError, match=sentence):
         evaluation.evaluate(small_set(), **({"test": image_set()} | arguments))
+
+
+@pytest.mark.parametrize("name", ["meta", "gpu", "", "cuda:99"])
+def test_a_device_that_cannot_compute_here_is_refused(name):
+    with pytest.raises(InputError, match="cannot be used here"):
+        evaluation.choose_device(name)

@@ -29,7 +29,7 @@ def test_convnets_have_the_published_number_of_parameters(shape, parameters, fea
 
 
 def test_initial_weights_are_uniform_within_one_over_the_root_of_fan_in():
-    convolution = ConvNet(10).blocks[4]
+    convolution = ConvNet(10).blocks[2]
     bound = 1152**-0.5
     for tensor in (convolution.weight, convolution.bias):
         assert bound * 0.95 < tensor.abs().max() <= bound

@@ -17,7 +17,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ddlnl import _core
-from ddlnl.errors import InputError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -85,7 +84,10 @@ def test_the_environment_that_make_builds_has_the_pinned_versions():
 
 
 def build_wheel(folder: Path, **environment: str) -> tuple[Path, str]:
-    """Build a copy of the package with the hook that pip calls; return the unpacked wheel and all that was printed."""
+    """Build a copy of the package with the hook that pip calls; return the unpacked wheel and all that was printed.
+
+    Without CUDA, which would take minutes.
+    """
     source, site = folder / "source", folder / "site"
     for name in ("ddlnl", "csrc"):
         shutil.copytree(ROOT / name, source / name, ignore=LEFTOVERS)
@@ -95,7 +97,7 @@ def build_wheel(folder: Path, **environment: str) -> tuple[Path, str]:
     done = subprocess.run(
         [sys.executable, "-c", "from setuptools import build_meta; build_meta.build_wheel('..')"],
         cwd=source,
-        env={**os.environ, "PATH": path, **environment},
+        env={**os.environ, "PATH": path, "CUDA_HOME": str(folder), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -108,9 +110,34 @@ def build_wheel(folder: Path, **environment: str) -> tuple[Path, str]:
     return site, done.stdout
 
 
-def python(site: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh interpreter that imports ddlnl from `site`, its working folder."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("DDLNL_EXTENSION", "PYTHONPATH")}
+def test_a_build_leaves_no_library_of_an_earlier_one(tmp_path):
+    """One for CUDA that is no longer made, or no longer compiles, would be loaded beside a new one for the CPU."""
+    (tmp_path / "csrc").mkdir()
+    shutil.copy(ROOT / "csrc" / "flags.json", tmp_path / "csrc")
+    (tmp_path / "csrc" / "ops.cpp").touch()
+    project = "[project]\nname = 'ddlnl'\nversion = '0'\n[tool.setuptools]\npackages = ['ddlnl']\n"
+    (tmp_path / "pyproject.toml").write_text(project)
+    (tmp_path / "setup.py").write_text((ROOT / "setup.py").read_text())
+    kept = [tmp_path / "ddlnl" / name for name in ("__init__.py", "_core.py")]
+    stale = [tmp_path / folder / f"{name}.abi3.so" for folder in ("ddlnl", "lib/ddlnl") for name in ("_C", "_C_cuda")]
+    for file in [*kept, *stale]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--build-lib", "lib"],
+        cwd=tmp_path,
+        env={**os.environ, "CUDA_HOME": str(tmp_path), "CXX": "false", "CC": "false"},
+        capture_output=True,
+        check=True,
+    )
+    assert not [file for file in stale if file.exists()]
+    assert all(file.exists() for file in kept)
+
+
+def python(site: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter that imports ddlnl from `site`, its working folder, and has no core elsewhere."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("DDLNL_EXTENSION", "PYTHONPATH")}
+    environment = {**inherited, "DDLNL_BUILD_DIR": str(site.parent / "cache"), **environment}
     return subprocess.run(
         [sys.executable, "-c", code], cwd=site, env=environment, capture_output=True, text=True, check=True
     )
@@ -123,38 +150,18 @@ def test_a_wheel_holds_every_file_of_the_package_and_the_compiled_core(tmp_path)
     package = tmp_path / "source" / "ddlnl"
     files = {f.relative_to(package) for f in package.rglob("*") if f.is_file()}
     assert not {f for f in files if not (site / "ddlnl" / f).exists()}
+    assert not {f.name for f in (ROOT / "csrc").iterdir() if not (site / "ddlnl" / "csrc" / f.name).exists()}
     assert "was not compiled" not in output
-    code = (
-        "import torch; from ddlnl import _core; print(_core.load(), torch.ops.ddlnl.core_version());"
-        "_core.CORE_VERSION += 1; print(_core._register(_core.Path(_core.__file__).parent))"
-    )
-    version = _core.CORE_VERSION
-    assert python(site, code).stdout.splitlines() == [
-        f"True {version}",
-        f"is version {version} where {version + 1} is needed",
-    ]
+    found = python(site, "from ddlnl import _core; print(_core._libraries(_core.Path(_core.__file__).parent)[0])")
+    library = Path(found.stdout.strip())
+    assert library.parent == site / "ddlnl"
+    assert f"ddlnl-core-version:{_core.CORE_VERSION}\0".encode() in library.read_bytes()
+    assert f"the compiled core is {library}" in python(site, "from ddlnl import ops; print(ops.backend())").stdout
 
 
 def test_without_a_compiler_the_package_installs_and_each_program_that_uses_it_warns_once(tmp_path):
     site, output = build_wheel(tmp_path, CXX="false", CC="false")
     assert output.count("was not compiled") == 1
-    used = python(site, "from ddlnl import _core; print(_core.load(), _core.load())")
+    used = python(site, "from ddlnl import _core; print(_core.load(), _core.load())", CXX="false")
     assert used.stdout.split() == ["False", "False"]
-    assert used.stderr.count("The compiled core is not built") == 1
-
-
-def test_a_library_that_does_not_load_gives_one_warning(tmp_path, monkeypatch):
-    (tmp_path / "_C.abi3.so").write_bytes(b"not a library")
-    monkeypatch.delenv("DDLNL_EXTENSION", raising=False)
-    monkeypatch.setattr(_core, "__file__", str(tmp_path / "_core.py"))
-    with pytest.warns(RuntimeWarning, match=r"does not load .*PyTorch twins") as caught:
-        assert _core.load.__wrapped__() is False
-    assert len(caught) == 1
-
-
-def test_the_extension_switch_is_silent_when_off_and_refuses_other_words(monkeypatch):
-    monkeypatch.setenv("DDLNL_EXTENSION", "off")
-    assert _core.load.__wrapped__() is False
-    monkeypatch.setenv("DDLNL_EXTENSION", "no")
-    with pytest.raises(InputError, match=r"DDLNL_EXTENSION is 'no'; it can be 'on' .* or 'off'"):
-        _core.load.__wrapped__()
+    assert used.stderr.count("The compiled core did not compile") == 1

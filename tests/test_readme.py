@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
+
 from ddlnl import claims, store
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +44,18 @@ def test_the_losses_to_noise_of_the_readme_are_those_of_its_records():
         "they lose {} against {}, the whole set loses {}, and images that an expert agrees with {}.".format(*lost)
         in words
     )
+
+
+def test_the_comparison_at_80_percent_noise_in_the_readme_is_that_of_its_records():
+    rows = store.table(ROOT / "notebooks" / "results").query("noise == 'symmetric:0.8'")
+    accuracy = rows.set_index(["method", "ipc"])["accuracy_last"]
+    assert accuracy["predicted", 50] > accuracy["dance", 50] + 0.05
+    assert abs(accuracy["predicted", 50] - accuracy["full", 0]) < 0.01
+
+
+def test_the_records_of_the_figure_were_computed_within_half_an_hour_of_each_other():
+    finished = pd.to_datetime(store.table(ROOT / "notebooks" / "results")["finished"])
+    assert finished.max() - finished.min() < pd.Timedelta(minutes=30)
 
 
 def test_every_cell_of_the_figure_has_one_record_and_every_linked_file_is_there():

@@ -139,3 +139,17 @@ def test_records_are_plain_json_with_a_checksum(tmp_path):
     Store(tmp_path).save_record("cell", "key", {"accuracy_last": 0.5})
     whole = json.loads((tmp_path / "records" / "cell" / "key.json").read_text())
     assert set(whole) == {"format", "digest", "body"}
+
+
+def test_the_table_of_an_empty_store_has_the_columns_that_every_table_has(tmp_path):
+    names = {"dataset", "noise", "method", "ipc", "seed", "profile", "seconds"}
+    names |= {f"accuracy_{rule}" for rule in ("last", "validation", "best_on_test")}
+    assert names <= set(table(tmp_path).columns)
+
+
+def test_a_file_of_another_format_is_refused_by_that_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "FORMAT", 2)
+    write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
+    monkeypatch.undo()
+    with pytest.raises(DamagedError, match="format 2; this version reads format 1"):
+        read_tensors(tmp_path / "x.safetensors")

@@ -336,3 +336,8 @@ def test_distil_in_memory_gives_a_set_that_trains_students(archive_path):
         ddlnl.distill(noisy, ipc=100)
     with pytest.raises(InputError, match="Did you mean 'random'"):
         ddlnl.distill(noisy, method="rndom")
+
+
+def test_one_rate_method_or_noise_stands_for_a_list_of_it():
+    assert study.grid(rates=0.4, methods="dance", ipcs=1) == study.grid(rates=[0.4], methods=["dance"], ipcs=[1])
+    assert study.grid(noises="instance:0.2", methods="full") == study.grid(noises=["instance:0.2"], methods=["full"])

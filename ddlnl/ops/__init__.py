@@ -1,8 +1,19 @@
-"""Operators of the package: the plain PyTorch twins of `ddlnl.ops.reference`; for now the compiled core holds none."""
+"""Operators of the package. Each runs its compiled kernel where there is one and its plain PyTorch twin
+(`ddlnl.ops.reference`) elsewhere, with the same derivatives: reverse and forward mode, to second order."""
 
-from ddlnl import _core
-from ddlnl.ops.reference import augment, class_mean_distance
+from ddlnl._core import Backend, backend
+from ddlnl.ops._augment import augment
+from ddlnl.ops._block import norm_relu_pool, norm_relu_pool_tangent
+from ddlnl.ops._distances import class_mean_distance, trajectory_distance
 
-_core.load()
+backend()
 
-__all__ = ["augment", "class_mean_distance"]
+__all__ = [
+    "Backend",
+    "augment",
+    "backend",
+    "class_mean_distance",
+    "norm_relu_pool",
+    "norm_relu_pool_tangent",
+    "trajectory_distance",
+]
