@@ -3,6 +3,7 @@
     store/records/cell/<key>.json       one finished cell: configuration, hashes, accuracies, costs
     store/records/<kind>/<key>.json     a finished step of a cell, so that a killed cell does not repeat it
     store/artefacts/<key>.safetensors   experts, distilled sets, fitted preprocessing
+    store/artefacts/<key>/...           the same for artefacts of many files: expert trajectories
     store/progress/<key>.safetensors    the last state of a loop that is under way
     store/damaged/                      files that failed their checksum, set aside with a warning
 
@@ -57,12 +58,21 @@ def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Tensors and a JSON-able description as one checksummed safetensors file."""
+    """Tensors and a JSON-able description as one checksummed safetensors file; equal ones give equal bytes."""
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta, sort_keys=True, allow_nan=False)
     header = {"format": str(FORMAT), "meta": text, "digest": _digest(on_host, text)}
     with replacing(path) as file:
-        file.write(safetensors.torch.save(on_host, metadata=header))
+        for part in _with_sorted_header(safetensors.torch.save(on_host, metadata=header)):
+            file.write(part)
+
+
+def _with_sorted_header(whole: bytes) -> tuple[bytes, bytes, memoryview]:
+    """The parts of the same safetensors file with the keys of its header in order: the library shuffles them."""
+    data = 8 + int.from_bytes(whole[:8], "little")
+    header = json.dumps(json.loads(whole[8:data]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the data is aligned to 8 bytes
+    return len(header).to_bytes(8, "little"), header, memoryview(whole)[data:]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

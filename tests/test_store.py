@@ -153,3 +153,10 @@ def test_a_file_of_another_format_is_refused_by_that_name(tmp_path, monkeypatch)
     monkeypatch.undo()
     with pytest.raises(DamagedError, match="format 2; this version reads format 1"):
         read_tensors(tmp_path / "x.safetensors")
+
+
+def test_equal_tensors_and_descriptions_give_equal_bytes(tmp_path):
+    """The library writes the keys of a header in an order that changes from one write to the next."""
+    for number in range(8):
+        write_tensors(tmp_path / str(number), TENSORS, {"words": ["ü", 1, None], "name": "value"})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
