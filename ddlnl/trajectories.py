@@ -118,7 +118,10 @@ def _augmented(images: Tensor, index: Tensor, recipe: ExpertRecipe, generators: 
     drawn = [augment.draw(recipe.augmentation, count, size, one, mode="single") for one in generators]
     table = torch.cat([one.table for one in drawn]).to(images.device)
     codes = torch.stack([one.codes for one in drawn]).to(images.device)
-    return ops.augment(images, table, codes, index.flatten()).unflatten(0, index.shape)
+    augmented = ops.augment(images, table, codes, index.flatten())
+    if images.is_cpu:  # an eighth faster through all layers; CUDA's fused tail would copy it back
+        augmented = augmented.contiguous(memory_format=torch.channels_last)
+    return augmented.unflatten(0, index.shape)
 
 
 def together(recipe: ExpertRecipe, images: Tensor) -> int:

@@ -31,6 +31,7 @@ TARGETS = {
     "augment_single": 4,
     "training_step": 1.7,
     "dance_iteration": 3,
+    "expert_step": 2,
 }
 
 
@@ -168,6 +169,7 @@ def test_every_profile_has_rows_and_repetitions():
         "convnet",
         "training_step",
         "dance_iteration",
+        "expert_step",
     }
 
 
