@@ -24,7 +24,7 @@ from ddlnl import augment, gsam, networks, ops, training
 from ddlnl.errors import InputError
 from ddlnl.generators import derive, generator
 from ddlnl.networks import Stack
-from ddlnl.store import Store, key_of, write_tensors
+from ddlnl.store import Progress, Store, key_of, write_tensors
 from ddlnl.training import Architecture, NotFinite
 
 FRESH = -1  # the epoch of a network that has not been initialised
@@ -67,7 +67,8 @@ def train(
     Args:
         images: (N, C, H, W) float32, preprocessed. targets: (N, K) float32 class probabilities.
         kept_epochs: the snapshots to keep besides epoch 0 (the initialisation) and the last one.
-        identity: JSON-able, what the data are: hashes of images, observed labels and preprocessing.
+        identity: JSON-able, what else decides: hashes of images, observed labels and preprocessing, and the version of
+            the algorithm.
         progress: show a line with the time left.
 
     Raises `InputError` for epochs outside the recipe and for networks with running statistics, `NotFinite` when a loss
@@ -125,9 +126,7 @@ def _augmented(images: Tensor, index: Tensor, recipe: ExpertRecipe, generators: 
 
 
 def together(recipe: ExpertRecipe, images: Tensor) -> int:
-    """How many experts train as one stack: on a GPU what fits (counted at 32x32 pixels), on a CPU one, as its networks
-    run one after another anyway.
-    """
+    """How many experts train as one stack: on a GPU what fits (counted at 32x32 pixels), on a CPU one at a time."""
     if not images.is_cuda:
         return 1
     return max(1, 8192 * 1024 // (images[0, 0].numel() * recipe.batch_size))
@@ -168,10 +167,11 @@ class Trajectories:
                 f"Epoch {epoch} of expert {expert} was not kept; there are experts 0 to {self.experts - 1} "
                 f"after epochs {', '.join(map(str, self.epochs))}."
             )
-        found = self.store.tensors(self._name(expert, epoch))
+        name = self._name(expert, epoch)
+        found = self.store.tensors(name)
         if found is None:
             self.complete()
-            return self.parameters(expert, epoch)
+            found = self.store.tensors(name)
         return found[0]["parameters"]
 
     def final(self, expert: int) -> Tensor:
@@ -194,7 +194,7 @@ class Trajectories:
     def _name(self, expert: int, epoch: int) -> str:
         return f"{self.key}/expert-{expert:03d}-epoch-{epoch:03d}"
 
-    def _progress(self, expert: int):
+    def _progress(self, expert: int) -> Progress:
         """The state after the last epoch, where that is not kept."""
         return self.store.progress(f"{self.key}-expert-{expert:03d}", interval=0)
 
@@ -255,8 +255,8 @@ class Trajectories:
         if any(state is None for state in states):
             return None
         pieces = torch.stack(states).split([tensor[0].numel() for tensor in stack.parameters.values()], 1)
-        names = stack.parameters.items()
-        stack.load({name: piece.reshape(old.shape) for (name, old), piece in zip(names, pieces, strict=True)})
+        named = zip(stack.parameters.items(), pieces, strict=True)
+        stack.load({name: piece.reshape(tensor.shape) for (name, tensor), piece in named})
         return stack
 
     def _state(self, expert: int, epoch: int) -> Tensor | None:
@@ -271,8 +271,7 @@ class Trajectories:
             bad = [str(expert) for expert, good in zip(experts, fine.tolist(), strict=True) if not good]
             raise NotFinite(
                 f"The training loss became NaN or infinite in epoch {epoch} of {self.recipe.epochs}, of expert "
-                f"{', '.join(bad)}; a smaller learning rate than {self.recipe.lr} or radius than {self.recipe.rho} may "
-                "help, and what was trained before is kept."
+                f"{', '.join(bad)}; a smaller learning rate than {self.recipe.lr} may help, earlier epochs are kept."
             )
 
     def _save(self, stack: Stack, experts: list[int], epoch: int) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small import NETWORK, image_set
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 import ddlnl
@@ -375,5 +376,8 @@ def test_the_time_left_is_shown_when_asked_for(tmp_path, capsys):
     assert "experts" in capsys.readouterr().err
 
 
-def test_a_gpu_trains_many_experts_at_once_and_a_cpu_one():
+def test_a_gpu_trains_as_many_experts_at_once_as_fit_and_a_cpu_one():
     assert trajectories.together(ExpertRecipe(), DATA[0]) == 1
+    with FakeTensorMode():
+        sizes = [trajectories.together(ExpertRecipe(), torch.empty(9, 3, n, n, device="cuda")) for n in (32, 64, 512)]
+    assert sizes == [32, 8, 1]
