@@ -31,6 +31,7 @@ from ddlnl.preprocess import Preprocessing
 from ddlnl.profiles import PROFILES, Profile
 from ddlnl.store import Store, key_of
 from ddlnl.training import Protocol
+from ddlnl.trajectories import Trajectories
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,6 @@ class Data:
     test: ImageSet
     profile: Profile
     fingerprint: str
-
-
-# Raised by hand with every change of the code that changes results, so that older records are not taken for new ones.
-ALGORITHM = 2
 
 
 def _place(dataset: str, data_dir: str | Path | None) -> tuple[str | None, tuple[int, int] | None]:
@@ -114,22 +111,35 @@ def cell_key(cell: Cell, data_dir: str | Path | None = None) -> str:
     """20 hex digits made of the cell, the settings of its profile and the content of its dataset."""
     data, fingerprint = _load(cell.dataset, _place(cell.dataset, data_dir))
     methods.check(cell.profile, PROFILES, "profile")
+    profile = PROFILES[cell.profile].for_dataset(data.name, data.train.images.shape[1])
     what = {
-        "algorithm": ALGORITHM,
+        "algorithm": methods.ALGORITHM,
         "cell": dataclasses.asdict(cell) | {"dataset": data.name},  # an archive may move
-        "settings": settings_of(PROFILES[cell.profile].for_dataset(data.name, data.train.images.shape[1]), cell.method),
+        "settings": settings_of(profile, cell, data.name),
         "data": fingerprint,
     }
     people = data.train.human.get(noise.parse(cell.noise).label_set)
     return key_of(what | ({} if people is None else {"human": datasets.label_hash(people)}))
 
 
-def settings_of(profile: Profile, method: str) -> dict[str, Any]:
-    """The part of a profile that a cell of `method` depends on; changing anything else leaves its record valid."""
-    names = ["students", "train_images", "validation_share", "preprocessing", "full" if method == "full" else "student"]
-    settings = {name: value for name, value in dataclasses.asdict(profile).items() if name in names}
-    if method in methods.DISTILLERS:
+def settings_of(profile: Profile, cell: Cell, dataset: str) -> dict[str, Any]:
+    """The part of a profile that a cell depends on; changing anything else leaves its record valid.
+
+    `dataset` is the name of the cell's dataset where the cell may have a path.
+    """
+    method, plan = cell.method, profile.datm
+    student = {"full": profile.full, "datm": plan.student}.get(method, profile.student)
+    settings = {name: getattr(profile, name) for name in ("students", "train_images", "validation_share")}
+    settings |= {
+        "preprocessing": profile.preprocessing_for(method),
+        "full" if method == "full" else "student": dataclasses.asdict(student),
+    }
+    if method == "dance":
         settings["distiller"] = dataclasses.asdict(profile.dance)
+    elif method == "datm":
+        spec = str(noise.parse(cell.noise))
+        settings["distiller"] = dataclasses.asdict(plan.settings_for(dataset, spec, cell.ipc))
+        settings["experts"] = dataclasses.asdict(plan.experts)
     elif method in methods.WITH_EXPERTS:
         settings["experts"] = expert_settings(profile)
     return settings
@@ -159,13 +169,16 @@ class _Run:
         self.data = prepare(cell, data_dir)
         self.profile, self.train = self.data.profile, self.data.train
         self.preprocessing = self._preprocessing(_load(cell.dataset, _place(cell.dataset, data_dir))[0].train)
+        self.task = methods.Task(
+            cell.method, self.train, cell.ipc, self.profile, self.preprocessing, cell.seed, self.device
+        )
         self.seconds = {"experts": 0.0, "distil": 0.0, "evaluate": 0.0}
         self.notes: dict[str, Any] = {}
         self.parents: dict[str, str] = {}
 
     def _preprocessing(self, whole: ImageSet) -> Preprocessing:
         """Fitted once per dataset, on all its training images, and shared through the store."""
-        kind = self.profile.preprocessing
+        kind = self.profile.preprocessing_for(self.cell.method)
         what = {"preprocessing": kind, "dataset": whole.name, "images": whole.fingerprint}
         tensors = self.store.compute(
             key_of(what), lambda: preprocess.fit(whole.images, kind, whole.name).tensors(), what
@@ -178,10 +191,18 @@ class _Run:
         self.store.save_record("cell", self.key, self._record(checkpoints))
         self.store.forget_progress(self.key)
 
-    def experts(self) -> dict[str, Tensor]:
+    def experts(self) -> dict[str, Tensor] | Trajectories | None:
         """The experts of this noise setting: trained by the first cell that needs them, then in the store."""
+        if self.cell.method == "datm":
+            found = methods.train_trajectories(self.task, self.store)
+            self.parents["experts"], self.seconds["experts"] = found.key, found.seconds
+            return found
+        return self._pairs() if self.cell.method in methods.WITH_EXPERTS else None
+
+    def _pairs(self) -> dict[str, Tensor]:
+        """DANCE's experts."""
         what = {
-            "algorithm": ALGORITHM,
+            "algorithm": methods.ALGORITHM,
             "experts": expert_settings(self.profile),
             "images": self.train.fingerprint,
             "observed": datasets.label_hash(self.train.observed),
@@ -192,9 +213,7 @@ class _Run:
 
         def make() -> dict[str, Tensor]:
             progress = self.store.progress(key)
-            experts = methods.train_experts(
-                self.train, self.profile, self.preprocessing, self.cell.seed, self.device, progress
-            )
+            experts = methods.train_experts(self.task, progress)
             return experts | {"seconds": torch.tensor(progress.seconds, dtype=torch.float64)}
 
         experts = self.store.compute(key, make, what)
@@ -208,14 +227,12 @@ class _Run:
 
     def _small_sets(self) -> list[Curves]:
         """Make the small set, evaluating it at every checkpoint; the final set is kept."""
-        cell, profile = self.cell, self.profile
-        experts = self.experts() if cell.method in methods.WITH_EXPERTS else None
+        experts = self.experts()
         progress = self.store.progress(f"{self.key}-making")
-        common = (experts, self.preprocessing, cell.seed, self.device, progress)
-        for name, small in methods.checkpoints(cell.method, self.train, cell.ipc, profile, *common):
+        for name, small in methods.checkpoints(self.task, experts, progress):
             with progress.paused():
-                self._evaluate(name, small.training_set(), profile.student)
-        evaluations = self._evaluations(methods.checkpoint_names(cell.method, profile))
+                self._evaluate(name, small.training_set(), small.protocol)
+        evaluations = self._evaluations(methods.checkpoint_names(self.task))
         if evaluations is None:
             # A resumed run does not come back to a checkpoint it has passed, so start from the first one.
             self.store.forget_progress(f"{self.key}-making")
@@ -291,7 +308,7 @@ class _Run:
             "noise_hash": datasets.label_hash(train.observed),
             "preprocessing_hash": self.preprocessing.hash,
             "parents": self.parents,
-            "settings": settings_of(self.profile, cell.method),
+            "settings": settings_of(self.profile, cell, train.name),
             "key": self.key,
             "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }

@@ -115,17 +115,17 @@ def _compare(distilled: pd.DataFrame, full: pd.DataFrame, rule: str, level: floa
         return nothing | {"n": 0, "n_full": 0, "unit": SEEDS}
     if len(seeds) == 1:
         a, b = (100 * np.array(side.at[seeds[0], f"accuracies_{rule}"]) for side in (mine, theirs))
-        low, high = _interval(a, b, np.ptp(a) + np.ptp(b), partial(stats.ttest_ind, equal_var=False), level)
+        low, high = interval(a, b, np.ptp(a) + np.ptp(b), partial(stats.ttest_ind, equal_var=False), level)
         unit = STUDENTS
     else:
         a, b = (100 * side.loc[seeds, f"accuracy_{rule}"].to_numpy() for side in (mine, theirs))
-        low, high = _interval(a, b, np.ptp(a - b), stats.ttest_rel, level)
+        low, high = interval(a, b, np.ptp(a - b), stats.ttest_rel, level)
         unit = SEEDS
     bounds = {"difference": a.mean() - b.mean(), "low": low, "high": high}
     return {"distilled": a.mean(), "full": b.mean()} | bounds | {"n": len(a), "n_full": len(b), "unit": unit}
 
 
-def _interval(a: np.ndarray, b: np.ndarray, spread: float, test: Callable, level: float) -> tuple[float, float]:
+def interval(a: np.ndarray, b: np.ndarray, spread: float, test: Callable, level: float) -> tuple[float, float]:
     """The t interval of mean(a) - mean(b), or NaN where `spread` (points) is nil: that is no sign of certainty, but of
     too few units or of accuracies that count too few test images."""
     if min(len(a), len(b)) < 2 or not spread > 1e-9:

@@ -37,8 +37,9 @@ def decode(images: Tensor, factor: int) -> Tensor:
 class DistilledSet:
     """A few synthetic training images with labels, and all that is needed to train on them.
 
-    images: (n, C, H, W) float32 in pixel space, not clamped; labels: (n, K) float32 class probabilities;
-    factor: each image decodes to factor^2 training images; protocol: the method's published way to train students.
+    images: (n, C, H, W) float32 in pixel space, not clamped, or, where `preprocessed`, in that of the preprocessing;
+    labels: (n, K) float32 class probabilities; factor: each image decodes to factor^2 training images; protocol: the
+    method's published way to train students.
     """
 
     images: Tensor
@@ -49,6 +50,7 @@ class DistilledSet:
     preprocessing: Preprocessing
     protocol: Protocol
     factor: int = 1
+    preprocessed: bool = False
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -56,7 +58,12 @@ class DistilledSet:
 
     def training_set(self) -> tuple[Tensor, Tensor]:
         """Preprocessed images (factor^2 n, C, H, W) and targets (factor^2 n, K) for students."""
-        return self.preprocessing.apply(decode(self.images, self.factor)), self.labels.repeat(self.factor**2, 1)
+        images = decode(self.images, self.factor)
+        return images if self.preprocessed else self.preprocessing.apply(images), self.labels.repeat(self.factor**2, 1)
+
+    def pictures(self) -> Tensor:
+        """(n, C, H, W) float32 in pixel space, clamped to [0, 1], to look at."""
+        return (self.preprocessing.invert(self.images) if self.preprocessed else self.images).clamp(0, 1)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically; nothing in it is ever executed."""
@@ -66,7 +73,9 @@ class DistilledSet:
         """Tensors and JSON-able description, as `save` writes them."""
         tensors = {"images": self.images, "labels": self.labels}
         tensors |= {f"preprocessing.{name}": value for name, value in self.preprocessing.tensors().items()}
-        meta = {name: getattr(self, name) for name in ("class_names", "method", "ipc", "factor", "meta")}
+        meta = {
+            name: getattr(self, name) for name in ("class_names", "method", "ipc", "factor", "preprocessed", "meta")
+        }
         return tensors, meta | {"protocol": dataclasses.asdict(self.protocol), "preprocessing": self.preprocessing.kind}
 
     @classmethod
@@ -94,9 +103,9 @@ def concatenate(sets: Sequence[DistilledSet]) -> DistilledSet:
     for other in sets[1:]:
         first.preprocessing.require_same(other.preprocessing)
         same = first.class_names == other.class_names and first.images.shape[1:] == other.images.shape[1:]
-        if not same or first.factor != other.factor:
+        if not same or (first.factor, first.preprocessed) != (other.factor, other.preprocessed):
             raise InputError(
-                "Distilled sets can be joined only if classes, image size and multi-formation factor agree."
+                "Distilled sets can be joined only if classes, image size, space and multi-formation factor agree."
             )
     images, labels = (torch.cat([getattr(one, name) for one in sets]) for name in ("images", "labels"))
     return replace(first, images=images, labels=labels)

@@ -5,23 +5,29 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddlnl import controls, dance, evaluation, preprocess, training
+from ddlnl import controls, dance, datasets, datm, evaluation, preprocess, training, trajectories
 from ddlnl.datasets import ImageSet
+from ddlnl.datm_initial import initial_set
 from ddlnl.distilled import DistilledSet
 from ddlnl.errors import InputError, nearest
 from ddlnl.preprocess import Preprocessing
 from ddlnl.profiles import PROFILES, Profile
+from ddlnl.store import Store
+from ddlnl.trajectories import Trajectories
 
-DISTILLERS = ("dance",)
+# Raised by hand with every change of the code that changes results, so that older ones are not taken for new ones.
+ALGORITHM = 2
+DISTILLERS = ("dance", "datm")
 CONTROLS = ("full", *controls.METHODS)
 METHODS = DISTILLERS + CONTROLS
-WITH_EXPERTS = (*DISTILLERS, "random_soft", "predicted")
+WITH_EXPERTS = ("dance", "random_soft", "predicted")  # those of DANCE; DATM has trajectories
 
 
 def check(name: object, allowed: tuple[str, ...] | dict, what: str) -> None:
@@ -62,53 +68,108 @@ def training_tensors(train: ImageSet, preprocessing: Preprocessing, device: torc
     return evaluation.on_device(train, preprocessing, device), targets.to(device)
 
 
-def train_experts(
-    train: ImageSet,
-    profile: Profile,
-    preprocessing: Preprocessing,
-    seed: int,
-    device: torch.device,
-    progress: training.Progress | None = None,
-) -> dict[str, Tensor]:
-    """Experts of one noise setting, shared by all methods and IPCs: {"initial": (M, P), "trained": (M, P)}."""
-    images, targets = training_tensors(train, preprocessing, device)
-    return dance.train_experts(images, targets, profile.dance, seed, progress)
+@dataclass(frozen=True)
+class Task:
+    """A small set to make: `ipc` images per class from `train` by `method`, with the settings of `profile`."""
+
+    method: str
+    train: ImageSet
+    ipc: int
+    profile: Profile
+    preprocessing: Preprocessing
+    seed: int
+    device: torch.device
+
+    @property
+    def datm_settings(self) -> datm.Settings:
+        return self.profile.datm.settings_for(self.train.name, self.train.noise, self.ipc)
+
+    def network(self, architecture: training.Architecture) -> nn.Module:
+        """An untrained network for these images."""
+        return architecture.build(self.train.num_classes, *self.train.images.shape[2:]).to(self.device)
 
 
-def checkpoint_names(method: str, profile: Profile) -> list[str]:
+def train_experts(task: Task, progress: training.Progress | None = None) -> dict[str, Tensor]:
+    """DANCE's experts of one noise setting, shared by all IPCs: {"initial": (M, P), "trained": (M, P)}."""
+    images, targets = training_tensors(task.train, task.preprocessing, task.device)
+    return dance.train_experts(images, targets, task.profile.dance, task.seed, progress)
+
+
+def train_trajectories(task: Task, store: Store) -> Trajectories:
+    """DATM's experts of one noise setting, shared by all IPCs: trained now unless the store has them."""
+    identity = {
+        "algorithm": ALGORITHM,
+        "images": task.train.fingerprint,
+        "observed": datasets.label_hash(task.train.observed),
+        "preprocessing": task.preprocessing.hash,
+    }
+    images, targets = training_tensors(task.train, task.preprocessing, task.device)
+    plan, kept = task.profile.datm, task.profile.datm.kept_epochs(task.train.name)
+    return trajectories.train(store, images, targets, plan.experts, task.seed, kept, identity)
+
+
+def checkpoint_names(task: Task) -> list[str]:
     """The names that `checkpoints` yields when it starts from the beginning, in order."""
-    if method in controls.METHODS:
+    if task.method in controls.METHODS:
         return ["chosen"]
-    return [f"iteration-{iteration}" for iteration in dance.checkpoints(profile.dance)]
+    settings = task.profile.dance if task.method == "dance" else task.datm_settings
+    module = dance if task.method == "dance" else datm
+    return [f"iteration-{iteration}" for iteration in module.checkpoints(settings)]
 
 
 def checkpoints(
-    method: str,
-    train: ImageSet,
-    ipc: int,
-    profile: Profile,
-    experts: dict[str, Tensor] | None,
-    preprocessing: Preprocessing,
-    seed: int,
-    device: torch.device,
-    progress: training.Progress | None = None,
+    task: Task, experts: dict[str, Tensor] | Trajectories | None, progress: training.Progress | None = None
 ) -> Iterator[tuple[str, DistilledSet]]:
-    """Yield (name, small set) at every checkpoint of `method`, the final set last.
+    """Yield (name, small set) at every checkpoint of the method, the final set last.
 
-    A run that resumes from `progress` yields the checkpoints still to come. `experts` may be None for methods outside
-    `WITH_EXPERTS`.
+    A run that resumes from `progress` yields the checkpoints still to come. `experts` are those of the method, or None.
     """
-    blank = DistilledSet(torch.empty(0), torch.empty(0), train.class_names, method, ipc, preprocessing, profile.student)
-    if method in controls.METHODS:
-        network = profile.dance.architecture.build(train.num_classes, train.images.shape[1], train.images.shape[3])
-        network.to(device)
-        trained = None if experts is None else experts["trained"].to(device)
-        images, labels, report = controls.choose(train, method, ipc, trained, network, preprocessing, seed)
-        yield "chosen", replace(blank, images=images, labels=labels, meta=report)
-        return
-    labels = training.one_hot(torch.arange(train.num_classes), train.num_classes).repeat_interleave(ipc, 0)
-    for iteration, images in dance.distil(train, ipc, profile.dance, experts, preprocessing, seed, device, progress):
-        yield f"iteration-{iteration}", replace(blank, images=images, labels=labels, factor=profile.dance.factor)
+    make = {"dance": _dance, "datm": _datm}.get(task.method, _control)
+    protocol = task.profile.datm.student if task.method == "datm" else task.profile.student
+    blank = DistilledSet(
+        torch.empty(0), torch.empty(0), task.train.class_names, task.method, task.ipc, task.preprocessing, protocol
+    )
+    yield from make(task, blank, experts, progress)
+
+
+def _control(
+    task: Task, blank: DistilledSet, experts: dict[str, Tensor] | None, _
+) -> Iterator[tuple[str, DistilledSet]]:
+    network = task.network(task.profile.dance.architecture)
+    trained = None if experts is None else experts["trained"].to(task.device)
+    images, labels, report = controls.choose(
+        task.train, task.method, task.ipc, trained, network, task.preprocessing, task.seed
+    )
+    yield "chosen", replace(blank, images=images, labels=labels, meta=report)
+
+
+def _dance(task, blank, experts, progress) -> Iterator[tuple[str, DistilledSet]]:
+    settings, classes = task.profile.dance, task.train.num_classes
+    labels = training.one_hot(torch.arange(classes), classes).repeat_interleave(task.ipc, 0)
+    for iteration, images in dance.distil(
+        task.train, task.ipc, settings, experts, task.preprocessing, task.seed, task.device, progress
+    ):
+        yield f"iteration-{iteration}", replace(blank, images=images, labels=labels, factor=settings.factor)
+
+
+def _datm(task, blank, experts, progress) -> Iterator[tuple[str, DistilledSet]]:
+    settings, network = task.datm_settings, task.network(task.profile.datm.experts.architecture)
+    finals = torch.stack([experts.final(expert) for expert in range(experts.experts)]).to(task.device)
+    initial = initial_set(task.train, task.ipc, settings.initialisation, finals, network, task.preprocessing, task.seed)
+    run = datm.Datm(initial, settings, experts, network, task.seed, task.device)
+    for iteration in datm.distil(run, progress):
+        recipe = replace(blank.protocol.recipe, lr=float(run.step_size))
+        yield (
+            f"iteration-{iteration}",
+            replace(
+                blank,
+                images=run.images.cpu().clone(),
+                labels=run.logits.softmax(1).cpu(),
+                preprocessed=True,
+                protocol=replace(blank.protocol, recipe=recipe),
+                meta=initial.report | run.report(iteration),
+            ),
+        )
 
 
 def distill(
@@ -125,7 +186,11 @@ def distill(
     check_ipc(noisy, ipc)
     place = evaluation.choose_device(device)
     chosen = PROFILES[profile].for_dataset(noisy.name, noisy.images.shape[1])
-    preprocessing = preprocess.fit(noisy.images, chosen.preprocessing, noisy.name)
-    experts = train_experts(noisy, chosen, preprocessing, seed, place) if method in WITH_EXPERTS else None
-    *_, (_, small) = checkpoints(method, noisy, ipc, chosen, experts, preprocessing, seed, place)
+    preprocessing = preprocess.fit(noisy.images, chosen.preprocessing_for(method), noisy.name)
+    task = Task(method, noisy, ipc, chosen, preprocessing, seed, place)
+    with tempfile.TemporaryDirectory() as folder:
+        experts = train_experts(task) if method in WITH_EXPERTS else None
+        if method == "datm":
+            experts = train_trajectories(task, Store(folder))
+        *_, (_, small) = checkpoints(task, experts)
     return small

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from ddlnl.dance import Settings
+from ddlnl import dance, trajectories
+from ddlnl.datm_settings import Plan, Settings
 from ddlnl.training import Architecture, Protocol, Recipe
 
 
@@ -32,7 +33,8 @@ class Profile:
     preprocessing: str
     student: Protocol
     full: Protocol
-    dance: Settings
+    dance: dance.Settings
+    datm: Plan
     reductions: tuple[str, ...]
     threads: int | None = None
 
@@ -42,14 +44,27 @@ class Profile:
         def fit(architecture: Architecture) -> Architecture:
             return replace(architecture, depth=depth_for(size))
 
-        def protocol(one: Protocol) -> Protocol:
-            strategy = one.recipe.augmentation
-            if name in UNMIRRORED:
-                strategy = strategy.replace("_flip", "")
-            return replace(one, architecture=fit(one.architecture), recipe=replace(one.recipe, augmentation=strategy))
+        def mirrored(strategy: str) -> str:
+            return strategy.replace("_flip", "") if name in UNMIRRORED else strategy
 
-        dance = replace(self.dance, architecture=fit(self.dance.architecture))
-        return replace(self, student=protocol(self.student), full=protocol(self.full), dance=dance)
+        def protocol(one: Protocol) -> Protocol:
+            recipe = replace(one.recipe, augmentation=mirrored(one.recipe.augmentation))
+            return replace(one, architecture=fit(one.architecture), recipe=recipe)
+
+        experts, table = self.datm.experts, self.datm.settings
+        whole = fit(experts.architecture)
+        plan = replace(
+            self.datm,
+            student=protocol(self.datm.student),
+            experts=replace(experts, architecture=whole, augmentation=mirrored(experts.augmentation)),
+            settings=table and tuple((size, replace(one, strategy=mirrored(one.strategy))) for size, one in table),
+        )
+        pairs = replace(self.dance, architecture=fit(self.dance.architecture))
+        return replace(self, student=protocol(self.student), full=protocol(self.full), dance=pairs, datm=plan)
+
+    def preprocessing_for(self, method: str) -> str:
+        """The kind of preprocessing that `method` works on: DATM whitens, as published."""
+        return "zca" if method == "datm" else self.preprocessing
 
 
 UNMIRRORED = ("digits", "mnist", "svhn")
@@ -61,6 +76,25 @@ def depth_for(size: int) -> int:
 
 
 _RECIPE = Recipe(epochs=1500, augmentation="color_crop_flip_scale_rotate", cutmix=0.5)
+_SOFT_RECIPE = Recipe(  # of DATM's students; its rate is the learned step size, and falls once after epoch 501
+    epochs=1001,
+    batch_size=128,
+    decay=0.1,
+    decay_at=(502.5 / 1001,),
+    restart=True,
+    augmentation="color_crop_cutout_flip_scale_rotate",
+    mode="single",
+)
+_SHORT = Settings(  # DATM in minutes: a fourth of the steps towards half of the epochs, at a larger step size
+    iterations=100,
+    lr_images=50.0,
+    step_size=0.03,
+    steps=20,
+    target_epochs=1,
+    first_max_start=None,
+    max_start=10,
+    evaluate_at=(0.0, 1.0),
+)
 _PAPER = Architecture(width=128)
 _LAPTOP = Architecture(width=32)
 _DEMO = Architecture(width=16)
@@ -78,7 +112,7 @@ PROFILES = {
         preprocessing="normalise",
         student=Protocol(_DEMO, replace(_RECIPE, lr=0.03), test_points=2, max_steps=120),
         full=Protocol(_DEMO, replace(_RECIPE, epochs=20, lr=0.03), test_points=5),
-        dance=Settings(
+        dance=dance.Settings(
             iterations=60,
             lr_per_ipc=0.03,
             factor=1,
@@ -88,10 +122,18 @@ PROFILES = {
             expert_recipe=Recipe(epochs=20, lr=0.03, augmentation="color_crop", cutmix=0.5),
             evaluate_at=(1.0,),
         ),
+        datm=Plan(
+            experts=trajectories.ExpertRecipe(experts=2, epochs=8, batch_size=64, lr=0.1, architecture=_DEMO),
+            student=Protocol(_DEMO, _SOFT_RECIPE, test_points=2, max_steps=80),
+            settings=((1, replace(_SHORT, iterations=15, step_size=0.05, steps=8, max_start=7)),),
+        ),
         reductions=(
             "ConvNet of width 16 instead of 128; a tenth of the training images is held out for validation",
             "DANCE: 60 iterations at three times the published learning rate (published: 10,000), no multi-formation, "
             "64 real images per class and step, 2 experts of 20 epochs (5 of 60)",
+            "DATM: 15 iterations of 8 student steps towards the next epoch (10,000 of 80 towards the one after); "
+            "2 experts of 8 epochs in batches of 64 at a rate of 0.1 (100 of 100, 256, 0.01); students trained for at "
+            "most 80 steps (1,001 epochs)",
             "3 students per set, trained for at most 120 steps at a learning rate of 0.03 (1,500 epochs at 0.01)",
             "full noisy set: 3 networks, 20 epochs, tested after every fourth, trained as the students are",
         ),
@@ -109,7 +151,7 @@ PROFILES = {
         preprocessing="normalise-published",
         student=Protocol(_LAPTOP, _RECIPE, test_points=2, max_steps=1000),
         full=Protocol(_LAPTOP, replace(_RECIPE, epochs=20), test_points=20),
-        dance=Settings(
+        dance=dance.Settings(
             iterations=150,
             lr_per_ipc=0.05,
             real_batch=64,
@@ -119,12 +161,24 @@ PROFILES = {
             expert_recipe=Recipe(epochs=12, augmentation="color_crop", cutmix=0.5),
             evaluate_at=(1.0,),
         ),
+        datm=Plan(
+            experts=trajectories.ExpertRecipe(experts=5, epochs=12, batch_size=64, lr=0.02, architecture=_LAPTOP),
+            student=Protocol(_LAPTOP, _SOFT_RECIPE, test_points=2, max_steps=1000),
+            settings=(
+                (1, replace(_SHORT, iterations=150, lr_images=20.0, step_size=0.02, max_start=4)),
+                (10, _SHORT),
+                (50, replace(_SHORT, iterations=60, lr_images=100.0)),
+            ),
+        ),
         reductions=(
             "10,000 training images, and 1,000 more held out for validation",
             "ConvNet of width 32 instead of 128",
             "DANCE: 150 iterations instead of 10,000 at five times the learning rate, 64 real images per class and "
             "step instead of 128, at most 100 synthetic ones instead of 200, 3 experts of 12 epochs instead of 5 of 60",
             "3 students per set, trained for at most 1,000 steps (published: 1,500 epochs)",
+            "DATM: 100 iterations (150 at IPC 1, 60 from IPC 50 on) of 20 student steps towards the next epoch instead "
+            "of 10,000 of 80 towards the one after, learning rates and windows to fit; 5 experts of 12 epochs in "
+            "batches of 64 at a rate of 0.02 (100 of 100, 256, 0.01)",
             "full noisy set: 3 networks, 20 epochs, tested after each, trained as the students are",
         ),
         threads=1,
@@ -141,10 +195,20 @@ PROFILES = {
         preprocessing="normalise-published",
         student=Protocol(_PAPER, _RECIPE, test_points=6),
         full=Protocol(_PAPER, replace(_RECIPE, epochs=60), test_points=60),
-        dance=Settings(),
+        dance=dance.Settings(),
+        datm=Plan(experts=trajectories.ExpertRecipe(), student=Protocol(_PAPER, _SOFT_RECIPE, test_points=6)),
         reductions=(
             "2 % of the training images are held out for the validation rule (published: none)",
             "full noisy set: 60 epochs, network and augmentation of the students (the paper's recipe is unknown)",
         ),
     ),
 }
+PROFILES["paper-uniform"] = replace(
+    PROFILES["paper"],
+    name="paper-uniform",
+    datm=replace(PROFILES["paper"].datm, per_condition=False),
+    reductions=(
+        *PROFILES["paper"].reductions,
+        "DATM: the settings published for clean labels under every noise (the study chose some of them for each noise)",
+    ),
+)

@@ -20,9 +20,9 @@ from ddlnl.networks import Stack
 class Recipe:
     """How to train: SGD with momentum, step decay, batches reshuffled every epoch with the last short one kept.
 
-    augmentation is a DSA strategy (per-sample parameters, composed mode) or "" for none; cutmix is its probability per
-    mini-batch; decay_at lists the epochs, as fractions of `epochs`, after which the learning rate is multiplied by
-    decay.
+    augmentation is a DSA strategy (per-sample parameters; mode as in `augment.draw`) or "" for none; cutmix is its
+    probability per mini-batch; decay_at lists the epochs, as fractions of `epochs`, after which the learning rate is
+    multiplied by decay and, with `restart`, momentum begins anew.
     """
 
     epochs: int
@@ -33,7 +33,9 @@ class Recipe:
     decay: float = 0.2
     decay_at: tuple[float, ...] = (2 / 3, 5 / 6)
     augmentation: str = ""
+    mode: str = "composed"
     cutmix: float = 0.0
+    restart: bool = False
 
     def rate(self, epoch: int) -> float:
         """Learning rate of `epoch` (counted from 0)."""
@@ -97,7 +99,11 @@ class Progress(typing.Protocol):
 
 
 class NotFinite(RuntimeError):
-    """A loss became NaN or infinite; the message names it and when."""
+    """A loss or another tensor became NaN or infinite; the message names it and when."""
+
+
+class NoProgress(RuntimeError):
+    """A loop goes on without changing anything; the message says why and what helps."""
 
 
 def initialise(build: Callable[[], nn.Module], seeds: Sequence[int], device: torch.device) -> Stack:
@@ -144,6 +150,8 @@ def train(
         _restore(stack, optimiser, state)
     for epoch in range(finished, recipe.epochs):
         optimiser.param_groups[0]["lr"] = recipe.rate(epoch)
+        if recipe.restart and recipe.rate(epoch) != recipe.rate(max(0, epoch - 1)):
+            optimiser.state.clear()
         loss = _epoch(stack, optimiser, images, targets, recipe, [generator(seed, "epoch", epoch) for seed in seeds])
         if not torch.isfinite(loss):
             raise NotFinite(
@@ -174,7 +182,7 @@ def _epoch(stack, optimiser, images, targets, recipe, generators) -> Tensor:
 
 def _batch(images: Tensor, targets: Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     if recipe.augmentation:
-        drawn = augment.draw(recipe.augmentation, len(images), images.shape[2:], generator)
+        drawn = augment.draw(recipe.augmentation, len(images), images.shape[2:], generator, recipe.mode)
         images = drawn.to(images.device)(images)
     if recipe.cutmix and float(torch.rand((), generator=generator)) < recipe.cutmix:
         images, targets = augment.cutmix(images, targets, generator)

@@ -8,8 +8,11 @@ import numpy as np
 
 from ddlnl.dance import Settings
 from ddlnl.datasets import ImageSet
+from ddlnl.datm_settings import Plan
+from ddlnl.datm_settings import Settings as MatchingSettings
 from ddlnl.profiles import PROFILES, Profile
 from ddlnl.training import Architecture, Protocol, Recipe
+from ddlnl.trajectories import ExpertRecipe
 
 NETWORK = Architecture(depth=2, width=8)
 SETTINGS = Settings(
@@ -19,6 +22,21 @@ SETTINGS = Settings(
     architecture=NETWORK,
     evaluate_at=(0.0, 1.0),
     expert_recipe=Recipe(epochs=2, augmentation="color_crop", cutmix=0.5),
+)
+MATCHING = MatchingSettings(
+    iterations=4,
+    lr_images=1.0,
+    lr_labels=1.0,
+    lr_step=1e-3,
+    step_size=0.05,
+    steps=3,
+    target_epochs=1,
+    batch=4,
+    first_max_start=None,
+    max_start=2,
+    threshold=1e9,
+    strategy="color_crop_cutout_scale_rotate",
+    evaluate_at=(0.0, 0.5, 1.0),
 )
 
 
@@ -41,5 +59,10 @@ def profile(**changes: object) -> Profile:
         student=Protocol(NETWORK, recipe, test_points=2, max_steps=6),
         full=Protocol(NETWORK, recipe, test_points=3),
         dance=replace(SETTINGS, factor=1),
+        datm=Plan(
+            experts=ExpertRecipe(experts=2, epochs=3, batch_size=16, lr=0.05, architecture=NETWORK),
+            student=Protocol(NETWORK, recipe, test_points=2, max_steps=6),
+            settings=((1, MATCHING),),
+        ),
     )
     return replace(small, **changes)

@@ -87,6 +87,19 @@ def test_a_distilled_set_survives_the_disk(tmp_path):
         assert torch.equal(again.training_set()[0], whole.training_set()[0])
 
 
+def test_images_in_the_space_of_the_preprocessing_are_trained_on_as_they_are(tmp_path):
+    pixels = small_set(preprocessing=preprocess.fit(image_set().images, "zca"))
+    whitened = replace(pixels, images=pixels.preprocessing.apply(pixels.images), preprocessed=True)
+    whitened.save(tmp_path / "set.safetensors")
+    again = DistilledSet.load(tmp_path / "set.safetensors")
+    assert again.preprocessed
+    for mine, theirs in zip(again.training_set(), pixels.training_set(), strict=True):
+        assert torch.equal(mine, theirs)
+    torch.testing.assert_close(again.pictures(), pixels.pictures(), atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match="space"):
+        concatenate([pixels, whitened])
+
+
 def test_a_damaged_distilled_set_is_refused(tmp_path):
     path = tmp_path / "set.safetensors"
     small_set().save(path)

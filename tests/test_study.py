@@ -51,7 +51,7 @@ def lasting(rows):
 
 def test_a_study_gives_one_row_per_cell_and_the_second_run_only_reads(archive_path, tmp_path, monkeypatch):
     grid = study.grid(archive_path, rates=RATES, ipcs=[2], seeds=1)
-    assert len(grid) == 2 * (1 + 4)
+    assert len(grid) == 2 * (1 + 5)
     first = study.run(grid, tmp_path / "store", device="cpu", progress=False)
     assert len(first) == len(grid)
     for rule in ("last", "validation", "best_on_test"):
@@ -105,7 +105,7 @@ if __name__ == "__main__":
 
 
 def the_grid(archive_path: str) -> list[Cell]:
-    return study.grid(archive_path, rates=[0.5], methods=["full", "dance", "predicted"], ipcs=[2], seeds=2)
+    return study.grid(archive_path, rates=[0.5], methods=["full", "dance", "predicted", "datm"], ipcs=[2], seeds=2)
 
 
 def environment(threads: int = 1) -> dict[str, str]:
@@ -137,7 +137,7 @@ def test_a_killed_study_ends_with_the_records_it_would_have_had(archive_path, tm
         assert process.wait() == -signal.SIGKILL
     assert start("killed").wait() == 0
     whole, killed = (store.table(tmp_path / place).sort_values("key") for place in ("whole", "killed"))
-    assert len(whole) == 6
+    assert len(whole) == 8
     assert lasting(whole) == lasting(killed)
     assert not list((tmp_path / "killed" / "progress").glob("*.safetensors"))
 
@@ -147,22 +147,30 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "call"),
+    ("method", "owner", "name", "call"),
     [
-        ("dance.Dance", "iterate", 1),
-        ("dance.Dance", "iterate", 3),
-        ("training", "_epoch", 2),  # in the experts
-        ("training", "_epoch", 4),  # in the students of the first checkpoint
-        ("training", "_epoch", 7),  # in those of the last one, after the experts and the first checkpoint
-        ("store.Store", "save_record", 1),
-        ("store.Store", "save_record", 2),
-        ("store.Store", "save_record", 3),
+        ("dance", "dance.Dance", "iterate", 1),
+        ("dance", "dance.Dance", "iterate", 3),
+        ("dance", "training", "_epoch", 2),  # in the experts
+        ("dance", "training", "_epoch", 4),  # in the students of the first checkpoint
+        ("dance", "training", "_epoch", 7),  # in those of the last one, after the experts and the first checkpoint
+        ("dance", "store.Store", "save_record", 1),
+        ("dance", "store.Store", "save_record", 2),
+        ("dance", "store.Store", "save_record", 3),
+        ("datm", "trajectories", "train_epoch", 1),
+        ("datm", "trajectories", "train_epoch", 3),
+        ("datm", "datm.Datm", "iterate", 1),
+        ("datm", "datm.Datm", "iterate", 4),
+        ("datm", "training", "_epoch", 2),  # in the students of the first checkpoint
+        ("datm", "training", "_epoch", 5),  # in those of the last one
     ],
 )
-def test_a_cell_stopped_anywhere_resumes_to_the_same_record(archive_path, tmp_path, monkeypatch, owner, name, call):
-    cell = Cell(archive_path, "symmetric:0.5", "dance", 2, 0, "demo")
+def test_a_cell_stopped_anywhere_resumes_to_the_same_record(
+    archive_path, tmp_path, monkeypatch, method, owner, name, call
+):
+    cell = Cell(archive_path, "symmetric:0.5", method, 2, 0, "demo")
     whole = study.run([cell], tmp_path / "whole", device="cpu", progress=False)
-    assert len(whole["curves"][0]) == 2  # the first and the last iteration
+    assert len(whole["curves"][0]) == {"dance": 2, "datm": 3}[method]  # checkpoints, the first iteration among them
     monkeypatch.setattr(store.Progress, "save", functools.partialmethod(_save_always, store.Progress.save))
     place = functools.reduce(getattr, owner.split("."), ddlnl)
     original, calls = getattr(place, name), itertools.count(1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small import NETWORK, image_set
@@ -49,7 +51,8 @@ def test_training_equals_a_plain_loop_with_torch_optimisers(data):
     torch.testing.assert_close(networks.flatten(trained(data, [5], recipe).state()), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_resumed_training_ends_with_the_same_bits(data):
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_resumed_training_ends_with_the_same_bits(data, restart):
     class Memory:
         kept = None
 
@@ -60,12 +63,33 @@ def test_a_resumed_training_ends_with_the_same_bits(data):
             if step == 1:
                 self.kept = (1, {name: tensor.clone() for name, tensor in state().items()})
 
-    memory = Memory()
-    epochs = []
-    whole = networks.flatten(trained(data, [1, 2], progress=memory).state())
-    resumed = networks.flatten(trained(data, [1, 2], progress=memory, after_epoch=epochs.append).state())
+    memory, epochs = Memory(), []
+    recipe = replace(RECIPE, decay_at=(0.4,), restart=restart)  # falls between the first and the second epoch
+    whole = networks.flatten(trained(data, [1, 2], recipe, progress=memory).state())
+    resumed = networks.flatten(trained(data, [1, 2], recipe, progress=memory, after_epoch=epochs.append).state())
     assert epochs == [2, 3]
     assert torch.equal(whole, resumed)
+
+
+def test_momentum_begins_anew_where_the_rate_falls_if_the_recipe_says_so(data):
+    """As when the optimiser is made again: training on from the parameters alone."""
+    recipe = Recipe(epochs=4, batch_size=8, lr=0.05, decay_at=(0.5,), restart=True)
+    stack = training.initialise(lambda: NETWORK.build(3, 8, 3), [0], CPU)
+    states = []
+    training.train(stack, *data, recipe, [0], after_epoch=lambda _: states.append(stack.state()))
+    fresh = training.initialise(lambda: NETWORK.build(3, 8, 3), [0], CPU)
+    fresh.load(states[1])
+    optimiser = torch.optim.SGD(fresh.parameters.values(), lr=recipe.rate(2), momentum=0.9, weight_decay=5e-4)
+    training._epoch(fresh, optimiser, *data, recipe, [training.generator(0, "epoch", 2)])
+    assert torch.equal(networks.flatten(fresh.state()), networks.flatten(states[2]))
+    without = networks.flatten(trained(data, [0], replace(recipe, restart=False)).state())
+    assert not torch.equal(without, networks.flatten(states[3]))
+
+
+def test_a_recipe_draws_its_augmentation_in_its_mode(data):
+    single = replace(RECIPE, mode="single", cutmix=0.0)
+    composed = networks.flatten(trained(data, [0], replace(single, mode="composed")).state())
+    assert not torch.equal(composed, networks.flatten(trained(data, [0], single).state()))
 
 
 def test_training_learns_the_classes(data):

@@ -1,0 +1,230 @@
+"""DATM: difficulty-aligned trajectory matching (arXiv 2310.05773).
+
+A student that starts at an expert's parameters after some epochs and takes T steps of SGD on the synthetic set should
+end where the expert is some epochs later. Images, label logits and the student's step size follow the gradient of that
+distance; which epochs are matched depends on the number of images per class: few images learn early, easy epochs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ddlnl import augment, training
+from ddlnl.datm_initial import Initial
+from ddlnl.datm_settings import Settings
+from ddlnl.errors import InputError
+from ddlnl.generators import generator
+from ddlnl.matching import matching_gradient
+from ddlnl.trajectories import Trajectories
+
+__all__ = ["Datm", "Draws", "Settings", "checkpoints", "distil", "matching_gradient"]
+
+_SMALLEST_STEP = 1e-6
+_LEAST_COSINE = 0.999
+_PATIENCE = 200  # iterations
+_FILE = 10  # experts that the published code keeps in one file, and goes through before the next
+_VARIABLES = ("images", "logits", "step_size")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random decisions of one iteration: minibatches (T, B) and one augmentation for each of them."""
+
+    expert: int
+    start: int
+    minibatches: Tensor
+    augmentations: list[augment.Augmentation]
+
+
+class Datm:
+    """One distillation: its three variables, their velocities, and how often the gate was closed."""
+
+    def __init__(
+        self,
+        initial: Initial,
+        settings: Settings,
+        trajectories: Trajectories,
+        network: nn.Module,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.settings, self.trajectories, self.network, self.seed, self.device = (
+            settings,
+            trajectories,
+            network,
+            seed,
+            device,
+        )
+        self.images = initial.images.to(device)
+        self.logits = initial.logits.to(device)
+        self.step_size = torch.tensor(settings.step_size, device=device)
+        self.velocities = {name: torch.zeros_like(getattr(self, name)) for name in _VARIABLES}
+        self.losses = torch.full((settings.iterations,), torch.nan)
+        self.steps = torch.full((settings.iterations,), torch.nan)
+        self.clamped = 0
+
+    def draw(self, iteration: int) -> Draws:
+        """Everything random in `iteration`, from generators named by (seed, iteration)."""
+        settings, count = self.settings, len(self.images)
+        source = generator(self.seed, "datm", iteration)
+        start = int(torch.randint(settings.min_start, settings.start_end(iteration), (), generator=source))
+        size = min(settings.batch, count)
+        batches = []
+        while len(batches) < settings.steps:
+            batches += torch.randperm(count, generator=source)[: count // size * size].split(size)
+        draws = [
+            augment.draw(settings.strategy, size, self.images.shape[2:], source, mode="single")
+            for _ in range(settings.steps)
+        ]
+        minibatches = torch.stack(batches[: settings.steps])
+        return Draws(expert_of(iteration, self.trajectories.experts, self.seed), start, minibatches, draws)
+
+    def iterate(self, iteration: int) -> Tensor:
+        """One update in place; returns the loss. A loss above the threshold leaves everything as it is.
+
+        Raises `training.NotFinite` naming the tensor that is not finite.
+        """
+        settings, draws = self.settings, self.draw(iteration)
+        start, target = self._ends(draws)
+        loss, *gradients = self.gradient(draws, settings.precision)
+        where = f"iteration {iteration} of {settings.iterations} (expert {draws.expert}, epoch {draws.start})"
+        require_finite(where, start=start, target=target, loss=loss)
+        self.losses[iteration], self.steps[iteration] = float(loss), float(self.step_size)
+        if loss <= settings.threshold:
+            require_finite(where, **{f"gradient of {n}": g for n, g in zip(_VARIABLES, gradients, strict=True)})
+            self._update(dict(zip(_VARIABLES, gradients, strict=True)), iteration)
+            require_finite(where, **{name: getattr(self, name) for name in _VARIABLES})
+        self._require_progress(iteration)
+        return loss
+
+    def _ends(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """(P,) parameters of the expert where the student starts, and where it should end."""
+        epochs = draws.start, draws.start + self.settings.target_epochs
+        return tuple(self.trajectories.parameters(draws.expert, epoch).to(self.device) for epoch in epochs)
+
+    def gradient(self, draws: Draws, precision: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The loss of an iteration and its gradients in images, logits and step size."""
+        return matching_gradient(
+            self.network,
+            *self._ends(draws),
+            self.images,
+            self.logits,
+            self.step_size,
+            draws.minibatches.to(self.device),
+            [one.to(self.device) for one in draws.augmentations],
+            mode=self.settings.gradient,
+            precision=precision,
+        )
+
+    def require_precision(self, iteration: int) -> None:
+        """Raise `InputError` unless the gradient of `iteration` points where that in float32 does."""
+        draws, chosen = self.draw(iteration), self.settings.precision
+        ours, exact = (self.gradient(draws, precision) for precision in (chosen, "float32"))
+        for at, name in ((1, "images"), (2, "labels")):
+            cosine = float(torch.cosine_similarity(ours[at].flatten(), exact[at].flatten(), dim=0))
+            if not cosine >= _LEAST_COSINE:
+                raise InputError(
+                    f"In the precision {chosen!r} the gradient of the {name} has a cosine of {cosine:.4f} with that in "
+                    f"float32, and it must have {_LEAST_COSINE}; for these data only 'float32' is allowed."
+                )
+
+    def _update(self, gradients: dict[str, Tensor], iteration: int) -> None:
+        settings = self.settings
+        rates = {"images": settings.lr_images, "logits": settings.lr_labels, "step_size": settings.lr_step}
+        for name, gradient in gradients.items():
+            momentum = settings.label_momentum if name == "logits" else settings.momentum
+            self.velocities[name].mul_(momentum).add_(gradient)
+            getattr(self, name).sub_(rates[name] * self.velocities[name])
+        if self.step_size < _SMALLEST_STEP:
+            warnings.warn(
+                f"DATM's step size became {float(self.step_size):.3g} in iteration {iteration} and was set to "
+                f"{_SMALLEST_STEP}; a smaller lr_step than {settings.lr_step} keeps it positive.",
+                stacklevel=2,
+            )
+            self.step_size.fill_(_SMALLEST_STEP)
+            self.clamped += 1
+
+    def _require_progress(self, iteration: int) -> None:
+        """A student that moves away from every target never lets anything change, its own step size included."""
+        if iteration + 1 == _PATIENCE and bool((self.losses[:_PATIENCE] > self.settings.threshold).all()):
+            raise training.NoProgress(
+                f"The loss was above the threshold {self.settings.threshold} in each of the first {_PATIENCE} "
+                f"iterations (mean {float(self.losses[:_PATIENCE].mean()):.3f}), so DATM changed nothing; a smaller "
+                f"step_size than {self.settings.step_size} is what usually helps."
+            )
+
+    def report(self, iteration: int) -> dict[str, float | list[float]]:
+        """What a record says of the first `iteration` iterations: curves thinned to at most 50 points, and counts."""
+        losses, every = self.losses[:iteration], max(1, iteration // 50)
+        return {
+            "loss": [round(float(one), 6) for one in losses[::every]],
+            "step_size": [float(f"{one:.6g}") for one in self.steps[:iteration:every].tolist()],
+            "gated": int((losses > self.settings.threshold).sum()),
+            "clamped": self.clamped,
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs."""
+        named = {name: getattr(self, name) for name in (*_VARIABLES, "losses", "steps")}
+        velocities = {f"velocity.{name}": velocity for name, velocity in self.velocities.items()}
+        return named | velocities | {"clamped": torch.tensor(self.clamped)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+        self.clamped = int(state.pop("clamped"))
+        for name, tensor in self.state().items():
+            if name in state:
+                tensor.copy_(state[name])
+
+
+def require_finite(where: str, **tensors: Tensor) -> None:
+    """Raise `training.NotFinite` naming the first of the tensors that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise training.NotFinite(f"DATM: {name.replace('_', ' ')} is not finite in {where}.")
+
+
+def expert_of(iteration: int, experts: int, seed: int) -> int:
+    """The expert of an iteration: every pass uses each once, ten after ten as the published code reads its files."""
+    turn, place = divmod(iteration, experts)
+    source = generator(seed, "expert order", turn)
+    files = torch.arange(experts).split(_FILE)
+    order = [files[i][torch.randperm(len(files[i]), generator=source)] for i in _shuffled(len(files), source)]
+    return int(torch.cat(order)[place])
+
+
+def _shuffled(count: int, source: torch.Generator) -> list[int]:
+    return torch.randperm(count, generator=source).tolist()
+
+
+def checkpoints(settings: Settings) -> list[int]:
+    """The iterations before which `distil` yields the set, ascending: always the first and the last."""
+    return sorted({0, *(round(part * settings.iterations) for part in settings.evaluate_at), settings.iterations})
+
+
+def distil(run: Datm, progress: training.Progress | None = None) -> Iterator[int]:
+    """Yield the iteration at every checkpoint of `run`, whose variables are then those before that iteration.
+
+    A run that resumes yields the checkpoints that are still to come. Raises `training.NotFinite`, `training.NoProgress`
+    where the gate was never open, and `InputError` where the chosen precision is too coarse.
+    """
+    first = 0
+    if progress and (saved := progress.load()):
+        first = saved[0]
+        run.load(saved[1])
+    if run.settings.precision != "float32":
+        run.require_precision(first)
+    due = checkpoints(run.settings)
+    for iteration in range(first, run.settings.iterations + 1):
+        if iteration in due:
+            yield iteration
+        if iteration == run.settings.iterations:
+            return
+        if progress:
+            progress.save(iteration, run.state)
+        run.iterate(iteration)
