@@ -31,6 +31,11 @@ TARGETS = {
     "augment_single": 4,
     "training_step": 1.7,
     "dance_iteration": 3,
+    "matching_tesla": 3,
+    "matching_exact": 2.5,
+    "matching_unrolled": 3,
+    "matching_tesla_bfloat16": 8,
+    "matching_exact_bfloat16": 6,
 }
 
 
@@ -168,6 +173,11 @@ def test_every_profile_has_rows_and_repetitions():
         "convnet",
         "training_step",
         "dance_iteration",
+        "matching_tesla",
+        "matching_exact",
+        "matching_unrolled",
+        "matching_tesla_bfloat16",
+        "matching_exact_bfloat16",
     }
 
 
