@@ -32,6 +32,11 @@ TARGETS = {
     "training_step": 1.7,
     "dance_iteration": 3,
     "expert_step": 2,
+    "matching_tesla": 3,
+    "matching_exact": 2.5,
+    "matching_unrolled": 3,
+    "matching_tesla_bfloat16": 8,
+    "matching_exact_bfloat16": 6,
 }
 
 
@@ -170,6 +175,11 @@ def test_every_profile_has_rows_and_repetitions():
         "training_step",
         "dance_iteration",
         "expert_step",
+        "matching_tesla",
+        "matching_exact",
+        "matching_unrolled",
+        "matching_tesla_bfloat16",
+        "matching_exact_bfloat16",
     }
 
 
