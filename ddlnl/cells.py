@@ -122,6 +122,11 @@ def cell_key(cell: Cell, data_dir: str | Path | None = None) -> str:
     return key_of(what | ({} if people is None else {"human": datasets.label_hash(people)}))
 
 
+def initial_key(key: str) -> str:
+    """The name of the artefact that holds the set of the cell `key` before its first update."""
+    return f"{key}-initial"
+
+
 def settings_of(profile: Profile, cell: Cell, dataset: str) -> dict[str, Any]:
     """The part of a profile that a cell depends on; changing anything else leaves its record valid.
 
@@ -226,11 +231,13 @@ class _Run:
         return self._evaluations(["full"])
 
     def _small_sets(self) -> list[Curves]:
-        """Make the small set, evaluating it at every checkpoint; the final set is kept."""
+        """Make the small set, evaluating it at every checkpoint; the final set is kept, and the one it began as."""
         experts = self.experts()
         progress = self.store.progress(f"{self.key}-making")
         for name, small in methods.checkpoints(self.task, experts, progress):
             with progress.paused():
+                if name == "iteration-0":
+                    small.save(self.store.artefact_path(initial_key(self.key)))
                 self._evaluate(name, small.training_set(), small.protocol)
         evaluations = self._evaluations(methods.checkpoint_names(self.task))
         if evaluations is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,12 @@ class DistilledSet:
     @classmethod
     def load(cls, path: str | Path) -> DistilledSet:
         """Read what `save` wrote; raises `DamagedError` if the file does not match its checksum."""
-        tensors, meta = read_tensors(Path(path))
-        prefix = "preprocessing."
+        return cls.from_state(*read_tensors(Path(path)))
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> DistilledSet:
+        """The set whose `state` this is."""
+        meta, prefix = dict(meta), "preprocessing."
         fitted = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         return cls(
             images=tensors["images"],

@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from ddlnl import engines, evaluation, noise
-from ddlnl.cells import Cell, cell_key, prepare
+from ddlnl.cells import Cell, cell_key, initial_key, prepare
+from ddlnl.distilled import DistilledSet
 from ddlnl.errors import InputError
 from ddlnl.methods import METHODS, check, is_whole
 from ddlnl.profiles import PROFILES
@@ -86,6 +87,34 @@ def run(
         prepare(cell, data_dir)
     engines.run(in_order(missing), store.root, data_dir, device, engine, workers, progress)
     return frame([store.record("cell", keys[cell]) for cell in cells])
+
+
+def distilled(cell: Cell, store_dir: str | Path | None = None, data_dir: str | Path | None = None) -> DistilledSet:
+    """The set that a finished cell made, its checksum verified; a damaged file is set aside and counts as missing.
+
+    Raises `InputError` where the cell has not finished, where it makes no set (the method "full"), or where the store
+    does not have the set any more, and says what to run.
+    """
+    if cell.method == "full":
+        raise InputError(f"The cell ({cell}) trains on all images, so it has no distilled set; name another method.")
+    store, key = Store(store_dir), cell_key(cell, data_dir)
+    record = store.record("cell", key)
+    if record is None:
+        raise InputError(f"The cell ({cell}) has not finished in the store {store.root}; run it with study.run first.")
+    found = store.tensors(record["parents"]["set"])
+    if found is None:
+        path = store.root / "records" / "cell" / f"{key}.json"
+        raise InputError(
+            f"The store {store.root} has the record of the cell ({cell}), but not its distilled set; move the record "
+            f"{path} away and run the cell again with study.run."
+        )
+    return DistilledSet.from_state(*found)
+
+
+def initial(cell: Cell, store_dir: str | Path | None = None, data_dir: str | Path | None = None) -> DistilledSet | None:
+    """The set of a cell before the first update, or None where the method was not evaluated there or none is stored."""
+    found = Store(store_dir).tensors(initial_key(cell_key(cell, data_dir)))
+    return None if found is None else DistilledSet.from_state(*found)
 
 
 def in_order(cells: list[Cell]) -> list[Cell]:
