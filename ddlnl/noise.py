@@ -9,7 +9,7 @@ CIFAR-100 also `asymmetric-head:0.4` and `asymmetric-first:0.4` (the versions in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -105,19 +105,35 @@ def corrupt(train: ImageSet, spec: str, seed: int = 0) -> ImageSet:
     return noisy if matrix is not None else replace(noisy, transition=realised_transition(noisy))
 
 
+def confusion(images: ImageSet) -> np.ndarray:
+    """(K, K) int64: how many images have each clean label (row) and each observed one (column)."""
+    counts = np.zeros((images.num_classes, images.num_classes), dtype=np.int64)
+    np.add.at(counts, (images.clean, images.observed), 1)
+    return counts
+
+
 def realised_transition(images: ImageSet) -> np.ndarray:
     """(K, K) float64: the share of each observed label (column) among the images of each clean label (row).
 
     Rows sum to one, except that the row of a class without images is zero.
     """
-    counts = np.zeros((images.num_classes, images.num_classes))
-    np.add.at(counts, (images.clean, images.observed), 1)
+    counts = confusion(images)
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
 def realised_rate(images: ImageSet) -> float:
     """The share of images whose observed label is not the clean one."""
     return float((images.observed != images.clean).mean())
+
+
+def available(train: ImageSet, rates: Iterable[float]) -> list[str]:
+    """Clean labels and every noise that the training set can have: symmetric and, where its classes have flips,
+    asymmetric noise at each of the rates, then the label sets that people gave."""
+    kinds = ["symmetric"]
+    if transitions.FLIPS.get(("asymmetric", train.name), (None,))[0] == train.num_classes:
+        kinds.append("asymmetric")
+    specs = [f"{kind}:{rate}" for kind in kinds for rate in rates] + [f"human:{label_set}" for label_set in train.human]
+    return list(dict.fromkeys(["clean", *(str(parse(spec)) for spec in specs)]))
 
 
 def imbalance(train: ImageSet, spec: str, seed: int = 0) -> ImageSet:

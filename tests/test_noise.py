@@ -303,3 +303,15 @@ def test_noise_that_empties_a_class_is_refused():
     assert "class 1" in refusal(
         noise.corrupt, image_set(np.arange(9) % 3, human={"lazy": np.array([0, 2, 2] * 3)}), "human:lazy"
     )
+
+
+def test_every_noise_that_a_training_set_can_have_is_listed_once_and_can_be_drawn():
+    people = {"aggre": np.arange(40) % 10, "worst": np.arange(40)[::-1] % 10}
+    own, digits = image_set(np.arange(40) % 10, human=people), load("digits").train
+    assert noise.available(own, [0.0, 0.4, 0.4]) == ["clean", "symmetric:0.4", "human:aggre", "human:worst"]
+    structured = ["asymmetric:0.2", "asymmetric:0.8"]
+    assert noise.available(digits, [0.2, 0.8]) == ["clean", "symmetric:0.2", "symmetric:0.8", *structured]
+    for train in (own, digits):
+        for spec in noise.available(train, [0.2, 0.4]):
+            assert noise.corrupt(train, spec).noise == spec
+    assert noise.available(balanced(3, 5, "cifar10"), [0.4]) == ["clean", "symmetric:0.4"]
