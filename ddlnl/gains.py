@@ -18,6 +18,7 @@ from scipy import stats
 from ddlnl.claims import FAILS, HOLDS, LEVEL, OPEN, STUDENTS, distillers, interval, select
 
 COLUMNS = ("dataset", "method", "ipc", "rate", "initial", "final", "gain", "low", "high", "n", "unit", "verdict")
+UNSIGNED = {"rate": "{:g}".format, "initial (%)": "{:.1f}".format, "final (%)": "{:.1f}".format}
 
 
 def matching(table: pd.DataFrame) -> pd.DataFrame:
@@ -37,12 +38,18 @@ def matching(table: pd.DataFrame) -> pd.DataFrame:
         units, their `unit` and the `verdict`.
     """
     rows = select(table)
-    rows = rows[rows["method"].isin(distillers(rows)) & (rows["curves"].map(len) > 1)]
+    rows = rows[rows["method"].isin(distillers(rows))]
+    rows = rows[rows["settings"].map(_has_start).astype(bool)]
     found = [
         dict(zip(("dataset", "method", "ipc", "rate"), key, strict=True)) | _gain(group)
         for key, group in rows.groupby(["dataset", "method", "ipc", "rate"])
     ]
     return pd.DataFrame(found, columns=list(COLUMNS))
+
+
+def _has_start(settings: dict) -> bool:
+    """Whether a cell with these settings was evaluated before its first update too."""
+    return 0 in settings["distiller"]["evaluate_at"]
 
 
 def _gain(group: pd.DataFrame) -> dict:
@@ -70,9 +77,11 @@ def show(gains: pd.DataFrame) -> None:
     if gains.empty:
         display("No distilled set here was also evaluated before its first update.")
         return
-    shown = gains.drop(columns="unit").rename(columns={"initial": "initial (%)", "final": "final (%)"})
+    units = [f"{count} {unit.split(',')[0]}" for count, unit in zip(gains["n"], gains["unit"], strict=True)]
+    shown = gains.assign(n=units).drop(columns="unit")
+    shown = shown.rename(columns={"initial": "initial (%)", "final": "final (%)", "gain": "gain (points)"})
     paragraph = inspect.getdoc(matching).split("Args:")[0].strip().split("\n\n")[1]
     rule = f"<p>{html.escape(' '.join(paragraph.split()))}</p>"
-    table = shown.to_html(index=False, border=0, float_format="{:.1f}".format, na_rep="unknown")
+    table = shown.to_html(index=False, border=0, float_format="{:+.1f}".format, formatters=UNSIGNED, na_rep="unknown")
     details = f"<details><summary>How the verdict is computed</summary>{rule}</details>"
     display({"text/plain": shown.to_string(index=False), "text/html": table + details}, raw=True)
