@@ -49,3 +49,19 @@ def test_an_ipc_larger_than_a_class_stops_the_notebook_before_any_training(place
     with pytest.raises(papermill.PapermillExecutionError, match="allowed is an IPC of at most"):
         run(place, "wrong.ipynb", store_dir=str(place / "untouched"), ipc=500)
     assert not (place / "untouched" / "records").exists()
+
+
+def test_figure_3_shows_the_set_of_every_noise_before_and_after_and_what_its_labels_carry(place, first):
+    out = run(place, "images.ipynb", "fig3_images", rates=[0.8], ipc=1)
+    table = store.table(place / "store").query("method == 'datm' and ipc == 1")
+    assert sorted(table["noise"]) == ["asymmetric:0.8", "clean", "symmetric:0.8"]
+    page = export.export(out, place / "images.html").read_text()
+    for alternative in (
+        "seed 0, distilled images. Rows",
+        "before the first update. Rows",
+        "label mass on the own class",
+    ):
+        assert page.count("DATM, digits, IPC 1, seed 0") == 3
+        assert alternative in page
+    assert "absorbed, clean labels" in page
+    assert "Where the numbers come from" in page
