@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,26 +102,34 @@ def _fresh_adam(variable: Tensor, lr: float, count: int = 0) -> torch.optim.Adam
     return adam(variable, lr, torch.zeros_like(variable), torch.zeros_like(variable), count)
 
 
+class Solution(NamedTuple):
+    """A tangent (P,), the loss before each step (steps,) float64, and the quadratic at the end."""
+
+    tangent: Tensor
+    losses: Tensor
+    support: Support
+
+
 def inner(
-    supports: Iterator[Support],
+    support: Support,
     labels: Tensor,
     lr: float,
     steps: int,
     chosen: Rows = EVERY_ROW,
+    drift: Callable[[], Support] | None = None,
     count: int = 0,
     ascend_kernel: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Minimise the inner loss from a zero tangent by `steps` steps of Adam: tangent (P,), losses (steps,) float64.
+) -> Solution:
+    """Minimise the inner loss from a zero tangent by `steps` steps of Adam.
 
-    Each loss is that before its step. The kernel of the last layer stays zero, since ridge regression plays its part.
+    The kernel of the last layer stays zero, since ridge regression plays its part.
 
     Args:
-        supports: one per step, the same one unless the weights drift (`itertools.repeat`).
         labels: (m, K). chosen: per step, the rows that have a gradient.
-        count, ascend_kernel: the published behaviour where they are not 0 and False: Adam's counter starts as the pool
-            model's, and the kernel follows its gradient upwards with rate 1.
+        drift, count, ascend_kernel: the published behaviour where they are given. The base weights move: `drift` is the
+            quadratic after each step; Adam's counter starts at that of the pool's model; the kernel follows its
+            gradient upwards with rate 1.
     """
-    support = next(supports)
     head = support.network.head
     tangent = torch.zeros_like(support.base)
     optimiser = _fresh_adam(tangent, lr, count)
@@ -135,9 +144,9 @@ def inner(
         tangent.grad = gradient
         optimiser.step()
         tangent[head] += upwards
-        support = next(supports)
+        support = drift() if drift else support
     tangent.grad = None
-    return tangent, losses
+    return Solution(tangent, losses, support)
 
 
 def inverse_hessian(
@@ -165,12 +174,12 @@ def inverse_hessian(
     return direction, residuals
 
 
-def inner_by_cg(support: Support, labels: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def inner_by_cg(support: Support, labels: Tensor, steps: int) -> Solution:
     """As `inner`, by conjugate gradients: monotone, without a learning rate; exact after m K steps but for rounding."""
     right = _without_head(support.pull(support.solve(labels)).mul_(support.scale), support.network)
     start = support.scale / 2 * (labels * support.solve(labels)).sum()
     tangent, residuals = _conjugate_gradients(lambda v: support.hessian(v, kernel=False)[0], right, steps)
-    return tangent, start + residuals / 2
+    return Solution(tangent, start + residuals / 2, support)
 
 
 def inverse_hessian_by_cg(support: Support, gradient: Tensor, steps: int, kernel: bool = True) -> tuple[Tensor, Tensor]:
@@ -206,17 +215,3 @@ def score(sequence: Tensor) -> int:
     if bool((sequence.diff() < 0).all()):
         return 1
     return -1 if bool(sequence[-1] > sequence[0]) else 0
-
-
-def tune(sequence: Callable[[float], Tensor], start: float) -> float:
-    """The largest learning rate on a grid of factor 1.2 whose sequence still decreases at every step, times 1.008.
-
-    As published: tried from `start` upwards until `score` is not 1, then 0.84 of the one that failed. Raises
-    `NotFinite` where every learning rate up to 1000 decreases, which no quadratic does.
-    """
-    lr = start
-    while score(sequence(lr)) == 1:
-        lr *= 1.2
-        if lr > 1e3:
-            raise NotFinite("RCIG: no learning rate up to 1000 makes the solver fail, so none can be chosen.")
-    return 0.84 * lr

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import grad
 
-from ddlnl import rcig_meta, rcig_solve
+from ddlnl import rcig_meta, rcig_rates, rcig_solve
 from ddlnl.generators import generator
 from ddlnl.rcig_network import ACTIVATIONS, Network
 from ddlnl.rcig_solve import Support
@@ -158,7 +157,7 @@ def test_gradients_do_not_depend_on_the_size_of_the_chunks():
 def test_adam_solvers_take_the_steps_of_torch_on_the_unsimplified_loss():
     setting = Setting()
     support, labels = setting.support(), setting.labels.repeat(2, 1)
-    tangent, losses = rcig_solve.inner(itertools.repeat(support), labels, 1e-2, 6)
+    tangent, losses, _ = rcig_solve.inner(support, labels, 1e-2, 6)
     variable = torch.zeros_like(setting.base).requires_grad_()
     optimiser = torch.optim.Adam([variable], 1e-2)
     for step in range(6):
@@ -187,12 +186,12 @@ def test_adam_solvers_take_the_steps_of_torch_on_the_unsimplified_loss():
 def test_conjugate_gradients_decrease_and_solve():
     setting = Setting()
     support = setting.support()
-    tangent, losses = rcig_solve.inner_by_cg(support, setting.labels.repeat(2, 1), 8)
+    tangent, losses, _ = rcig_solve.inner_by_cg(support, setting.labels.repeat(2, 1), 8)
     assert rcig_solve.score(losses) == 1
     assert losses[0].item() == pytest.approx(
         setting.inner_loss(0 * tangent, setting.images, setting.labels).item(), rel=1e-12
     )
-    tangent, losses = rcig_solve.inner_by_cg(support, setting.labels.repeat(2, 1), 60)
+    tangent, losses, _ = rcig_solve.inner_by_cg(support, setting.labels.repeat(2, 1), 60)
     expected = setting.inner_loss(tangent, setting.images, setting.labels).item()
     assert losses[-1].item() == pytest.approx(expected, rel=1e-12)
     direction, _ = rcig_solve.inverse_hessian_by_cg(support, setting.direction, 60)
@@ -276,4 +275,4 @@ def test_tuning_ends_just_above_the_last_learning_rate_that_decreases():
     tried = 1e-5
     while tried < 1:
         tried *= 1.2
-    assert rcig_solve.tune(sequence, 1e-5) == pytest.approx(0.84 * tried)
+    assert rcig_rates.tune(sequence, 1e-5) == pytest.approx(0.84 * tried)
