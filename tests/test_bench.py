@@ -31,6 +31,8 @@ TARGETS = {
     "augment_single": 4,
     "training_step": 1.7,
     "dance_iteration": 3,
+    "rcig_iteration_1": 5,
+    "rcig_iteration_10": 5,
 }
 
 
