@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ddlnl import rcig_augment, training
+from ddlnl.errors import InputError
 from ddlnl.evaluation import Curves
 from ddlnl.generators import generator
 from ddlnl.rcig_meta import mirrored
@@ -23,6 +24,7 @@ from ddlnl.rcig_settings import published, published_augmentation
 from ddlnl.rcig_solve import adam
 
 _ROWS_ON_CPU = 64  # images per call, so that activations stay in cache
+RUNS = ("published", "none")
 _TEST_EVERY = 500  # steps, as published
 
 
@@ -70,7 +72,9 @@ class Protocol:
 
 def published_protocol(dataset: str, ipc: int, run: str = "published") -> Protocol:
     """The published protocol of a dataset; run "none" is the one without augmentation. Raises `InputError` for a
-    dataset or IPC without published settings."""
+    dataset or IPC without published settings, and for another run."""
+    if run not in RUNS:
+        raise InputError(f"The run {run!r} is unknown; it is one of {', '.join(RUNS)}.")
     settings = published(dataset, "clean", ipc)
     augmentation = published_augmentation(dataset, ipc) if run == "published" else ""
     return Protocol(settings.depth, settings.width, settings.mirror, augmentation)

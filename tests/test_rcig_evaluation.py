@@ -35,6 +35,8 @@ def test_published_protocols_follow_the_dataset():
     assert rcig_evaluation.published_protocol("mnist", 10).augmentation == "crop_rotate_translate_cutout"
     tiny = rcig_evaluation.published_protocol("tiny_imagenet", 10)
     assert (tiny.depth, tiny.mirror) == (4, False)
+    with pytest.raises(InputError, match="published, none"):
+        rcig_evaluation.published_protocol("cifar10", 1, "both")
 
 
 def separable(count, seed):
