@@ -34,7 +34,9 @@ def read(path: Path) -> dict[str, Any]:
             (member,) = (member for member in file.infolist() if member.filename.endswith("/data.pkl"))
             if member.file_size > MAX_BYTES:
                 raise ValueError(f"its content is larger than {MAX_BYTES} bytes")
-            content = _Machine().run(file.read(member))
+            content = Machine().run(file.read(member))
+        if not isinstance(content, dict):
+            raise ValueError("it does not hold a dictionary")
     except Exception as error:  # what the file holds decides where the zip reader, the decoder or the machine stops
         reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
         raise InputError(f"{path} was refused ({reason}), and {ALLOWED}.") from error
@@ -70,7 +72,7 @@ class _Array:
         self.values = values
 
 
-class _Machine:
+class Machine:
     """The stack, the marks and the memo of pickle's protocol 2, for the opcodes that such a file needs."""
 
     def __init__(self) -> None:
@@ -86,14 +88,12 @@ class _Machine:
             "_codecs encode": self.encode,
         }
 
-    def run(self, data: bytes) -> dict[str, Any]:
+    def run(self, data: bytes) -> Any:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if count == MAX_OPCODES:
                 raise ValueError(f"it has more than {MAX_OPCODES} opcodes")
             self.step(opcode.name, argument)
         (content,) = self.stack
-        if not isinstance(content, dict):
-            raise ValueError("it does not hold a dictionary")
         return content
 
     def step(self, opcode: str, argument: Any) -> None:

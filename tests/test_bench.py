@@ -37,6 +37,8 @@ TARGETS = {
     "matching_unrolled": 3,
     "matching_tesla_bfloat16": 8,
     "matching_exact_bfloat16": 6,
+    "rcig_iteration_1": 5,
+    "rcig_iteration_10": 5,
 }
 
 

@@ -21,13 +21,13 @@ import torch
 from IPython.display import Markdown, display
 
 from ddlnl import _allocator, _core, evaluation, ops
-from ddlnl.bench import _cases, _experts, _matching
+from ddlnl.bench import _cases, _experts, _matching, _rcig
 from ddlnl.bench._cases import Case, Pair
 from ddlnl.claims import MIME
 from ddlnl.errors import InputError, nearest
 from ddlnl.methods import is_whole
 
-CASES = (*_cases.CASES, *_experts.CASES, *_matching.CASES)
+CASES = (*_cases.CASES, *_experts.CASES, *_matching.CASES, *_rcig.CASES)
 SHORTEST = 0.05  # seconds that one side runs per repetition at least; shorter calls are repeated
 
 # What `run` takes for each profile of the notebooks.

@@ -1,0 +1,170 @@
+"""How RCIG's sets are evaluated: students regress on the learned labels, with Adam and a warm-up.
+
+Two named runs: with augmentation, and without, where the published code goes on for one and a half times the steps at
+the smallest learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddlnl import rcig_augment, training
+from ddlnl.errors import InputError
+from ddlnl.evaluation import Curves
+from ddlnl.generators import generator
+from ddlnl.rcig_meta import mirrored
+from ddlnl.rcig_network import Linearised, Network
+from ddlnl.rcig_pool import train_steps
+from ddlnl.rcig_settings import published, published_augmentation
+from ddlnl.rcig_solve import adam
+
+_ROWS_ON_CPU = 64  # images per call, so that activations stay in cache
+RUNS = ("published", "none")
+_TEST_EVERY = 500  # steps, as published
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How students are trained and when they are tested.
+
+    Students are ConvNets without norm, with ReLU. mirror: every distilled image is also used mirrored. steps: length of
+    the schedule; None: 1000 for exactly ten distilled images, else 2000. The learning rate rises linearly to lr over
+    `warmup` steps, then falls along a cosine to `floor` lr. Every step takes all images (of at most `batch` distilled
+    ones), else `batch` random ones of all. augmentation: operations of `rcig_augment`, or "" for none, which multiplies
+    the steps by 5/2.
+    """
+
+    depth: int = 3
+    width: int = 128
+    mirror: bool = True
+    augmentation: str = rcig_augment.ALL
+    steps: int | None = None
+    lr: float = 1e-4
+    warmup: int = 500
+    floor: float = 0.01
+    batch: int = 256
+
+    def scheduled(self, images: int) -> int:
+        """Steps until the learning rate is at its floor, for that many distilled images."""
+        return self.steps or (1000 if images == 10 else 2000)
+
+    def total(self, images: int) -> int:
+        """Steps in all."""
+        return self.scheduled(images) if self.augmentation else self.scheduled(images) * 5 // 2
+
+    def rate(self, step: int, images: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        if step < self.warmup:
+            return self.lr * step / self.warmup
+        part = min(1.0, (step - self.warmup) / max(1, self.scheduled(images) - self.warmup))
+        return self.lr * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * part)) / 2)
+
+    def tested_steps(self, images: int) -> list[int]:
+        """The steps (counted from 1) after which students are tested: every 500 and the last."""
+        total = self.total(images)
+        return sorted({*range(_TEST_EVERY, total, _TEST_EVERY), total})
+
+
+def published_protocol(dataset: str, ipc: int, run: str = "published") -> Protocol:
+    """The published protocol of a dataset; run "none" is the one without augmentation. Raises `InputError` for a
+    dataset or IPC without published settings, and for another run."""
+    if run not in RUNS:
+        raise InputError(f"The run {run!r} is unknown; it is one of {', '.join(RUNS)}.")
+    settings = published(dataset, "clean", ipc)
+    augmentation = published_augmentation(dataset, ipc) if run == "published" else ""
+    return Protocol(settings.depth, settings.width, settings.mirror, augmentation)
+
+
+def train_students(
+    images: Tensor,
+    targets: Tensor,
+    protocol: Protocol,
+    exams: dict[str, tuple[Tensor, Tensor]],
+    seeds: Sequence[int],
+    progress: training.Progress | None = None,
+) -> Curves:
+    """Train one fresh student per seed and test them on every exam at the protocol's test points.
+
+    The loss is sum 1/2 (logits - targets)^2 / (B K). A student's draws depend on its own seed alone.
+
+    Args:
+        images, targets: (n, C, H, W) preprocessed, without mirror images, and (n, K) real numbers.
+        exams: "test" and perhaps "validation", each preprocessed images (T, C, H, W) and labels (T,).
+
+    Returns: accuracies; `epochs` holds the steps of the test points. Raises `training.NotFinite`.
+    """
+    count, points = len(images), protocol.tested_steps(len(images))
+    students = _Students(images, targets, protocol, seeds)
+    curves = {exam: torch.zeros(len(seeds), len(points), dtype=torch.float64) for exam in exams}
+    finished = 0
+    if progress and (saved := progress.load()):
+        finished = saved[0]
+        for name, tensor in (students.tensors() | curves).items():
+            tensor.copy_(saved[1][name])
+    for step in range(finished, protocol.total(count)):
+        students.step(step)
+        if step + 1 in points:
+            students.require_finite(step)
+            for exam, (inputs, labels) in exams.items():
+                curves[exam][:, points.index(step + 1)] = students.accuracies(inputs, labels)
+        if progress:
+            progress.save(step + 1, lambda: students.tensors() | curves)
+    found = {exam: curve.tolist() for exam, curve in curves.items()}
+    return Curves(points, found["test"], found.get("validation", []))
+
+
+class _Students:
+    """S students as one stack: weights and Adam's moments, (S, P) each."""
+
+    def __init__(self, images: Tensor, targets: Tensor, protocol: Protocol, seeds: Sequence[int]) -> None:
+        self.protocol, self.seeds, self.count = protocol, seeds, len(images)
+        self.images = mirrored(images) if protocol.mirror else images
+        self.targets = targets.repeat(2, 1) if protocol.mirror else targets
+        channels, size = images.shape[1:3]
+        self.network = Network(targets.shape[1], protocol.depth, protocol.width, size, channels, "relu")
+        self.rows = _ROWS_ON_CPU if images.device.type == "cpu" else len(self.images)
+        fresh = [self.network.initialise(generator(seed, "initialisation")) for seed in seeds]
+        self.flat = torch.stack(fresh).to(images)
+        self.mean, self.square = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"flat": self.flat, "mean": self.mean, "square": self.square}
+
+    def step(self, step: int) -> None:
+        rate = self.protocol.rate(step, self.count)
+        for student, seed in enumerate(self.seeds):
+            flat = self.flat[student]
+            optimiser = adam(flat, rate, self.mean[student], self.square[student], step)
+            batch = self._batch(generator(seed, "step", step))
+            train_steps(self.network, flat, optimiser, [batch], self.rows)
+
+    def _batch(self, source: torch.Generator) -> tuple[Tensor, Tensor]:
+        images, targets = self.images, self.targets
+        if self.count > self.protocol.batch:
+            index = torch.randperm(len(images), generator=source)[: self.protocol.batch].to(images.device)
+            images, targets = images[index], targets[index]
+        if self.protocol.augmentation:
+            images = rcig_augment.draw(self.protocol.augmentation, len(images), images.shape[2], source)(images)
+        return images, targets
+
+    def accuracies(self, images: Tensor, labels: Tensor) -> Tensor:
+        """(S,) float64 fractions predicted correctly."""
+        rows = _ROWS_ON_CPU if images.device.type == "cpu" else 1000
+        hits = torch.zeros(len(self.seeds), dtype=torch.float64)
+        for student, flat in enumerate(self.flat):
+            for part, true in zip(images.split(rows), labels.split(rows), strict=True):
+                predicted = Linearised(self.network, flat, part, rows).logits.argmax(1)
+                hits[student] += (predicted == true).sum().cpu()
+        return hits / len(labels)
+
+    def require_finite(self, step: int) -> None:
+        if not bool(torch.isfinite(self.flat).all()):
+            raise training.NotFinite(
+                f"The weights of RCIG's students are not finite after step {step + 1}; a smaller learning rate than "
+                f"{self.protocol.lr} may help."
+            )
