@@ -182,6 +182,8 @@ def test_every_profile_has_rows_and_repetitions():
         "matching_unrolled",
         "matching_tesla_bfloat16",
         "matching_exact_bfloat16",
+        "rcig_iteration_1",
+        "rcig_iteration_10",
     }
 
 

@@ -35,6 +35,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "demo": {"rows": tuple(case.name for case in CASES if not case.slow), "repeats": 3},
     "laptop": {"repeats": 7},
     "paper": {"repeats": 7},
+    "paper-uniform": {"repeats": 7},
 }
 
 
