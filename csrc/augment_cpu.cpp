@@ -325,7 +325,7 @@ void run_program(const T* in, T* out, const Call& call, const int32_t* codes, co
     if (idle(code, call, row)) continue;
     --left;
     T* const to = left == 0 ? out : scratch.buffers[left % 2].data();
-    with_widest_vectors([&]() DDLNL_INLINE { operation(code, part, in, to, call, row, scratch); });
+    with_widest_vectors([&](auto) DDLNL_INLINE { operation(code, part, in, to, call, row, scratch); });
     in = to;
   }
 }

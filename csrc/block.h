@@ -61,7 +61,8 @@ inline Block checked_block(const Tensor& x, bool norm, std::initializer_list<con
   for (const OptionalTensor* one : rows) {
     check_rows(*one, x, "weights and biases");
     if (!*one) continue;
-    DDLNL_CHECK((*one)->scalar_type() == x.scalar_type(), "norm_relu_pool: all tensors must have one dtype.");
+    DDLNL_CHECK((*one)->scalar_type() == computed_type(x),
+                "norm_relu_pool: weights and biases are float64 for float64 images, else float32.");
     DDLNL_CHECK(groups == 0 || groups == (*one)->size(0),
                 "norm_relu_pool: weights and biases must have equally many rows.");
     groups = (*one)->size(0);
@@ -99,6 +100,12 @@ inline void check_statistics(const Tensor& statistics, const Tensor& x, int64_t 
                   statistics.size(2) == x.size(1) && statistics.is_contiguous() &&
                   statistics.scalar_type() == computed_type(x) && same_device(statistics, x),
               "norm_relu_pool: the statistics must be those of the forward call.");
+}
+
+// Uninitialised rows (G, C) for a gradient; of size 0 where there are no rows to have one.
+inline Tensor empty_rows(const Tensor& x, const Block& block, const OptionalTensor& rows) {
+  if (!rows) return torch::stable::new_empty(x, std::array<int64_t, 1>{0}, computed_type(x));
+  return torch::stable::new_empty(x, std::array<int64_t, 2>{block.groups, block.channels}, computed_type(x));
 }
 
 inline Tensor empty_statistics(const Tensor& x, int64_t kinds) {

@@ -67,10 +67,9 @@ struct Rows {
   A w, b, dw, db;
 };
 
-template <typename A, typename T>
-__device__ Rows<A> rows_of(const Plane& plane, const T* w, const T* b, const T* dw, const T* db) {
-  return {w ? A(w[plane.row]) : A(1), b ? A(b[plane.row]) : A(0), dw ? A(dw[plane.row]) : A(0),
-          db ? A(db[plane.row]) : A(0)};
+template <typename A>
+__device__ Rows<A> rows_of(const Plane& plane, const A* w, const A* b, const A* dw, const A* db) {
+  return {w ? w[plane.row] : A(1), b ? b[plane.row] : A(0), dw ? dw[plane.row] : A(0), db ? db[plane.row] : A(0)};
 }
 
 // Statistics of one plane and where the kernel keeps or finds them: (N, kinds, C).
@@ -139,10 +138,10 @@ __device__ A* shared_numbers() {
 // ---------------------------------------------------------------- kernels; the scratch of the sums comes last
 
 template <typename T, typename A>
-__global__ void value_kernel(const T* x, const T* w, const T* b, T* out, Kept<A> kept, A eps, Block block) {
+__global__ void value_kernel(const T* x, const A* w, const A* b, T* out, Kept<A> kept, A eps, Block block) {
   const Plane plane(block);
   A *xh = shared_numbers<A>(), *pooled = xh + plane.size, *scratch = pooled + plane.pooled;
-  const Rows<A> rows = rows_of<A, T>(plane, w, b, nullptr, nullptr);
+  const Rows<A> rows = rows_of<A>(plane, w, b, nullptr, nullptr);
   load(x + plane.at * plane.size, xh, plane.size);
   __syncthreads();
   normalise(xh, plane, block, eps, kept, scratch);
@@ -159,11 +158,11 @@ __global__ void value_kernel(const T* x, const T* w, const T* b, T* out, Kept<A>
 }
 
 template <typename T, typename A>
-__global__ void backward_kernel(const T* g, const T* x, const T* w, const T* b, T* dx, A* shares_w, A* shares_b,
+__global__ void backward_kernel(const T* g, const T* x, const A* w, const A* b, T* dx, A* shares_w, A* shares_b,
                                 Kept<A> kept, Block block) {
   const Plane plane(block);
   A *xs = shared_numbers<A>(), *gs = xs + plane.size, *scratch = gs + plane.pooled;
-  const Rows<A> rows = rows_of<A, T>(plane, w, b, nullptr, nullptr);
+  const Rows<A> rows = rows_of<A>(plane, w, b, nullptr, nullptr);
   load(x + plane.at * plane.size, xs, plane.size);
   load(g + plane.at * plane.pooled, gs, plane.pooled);
   const A mean = kept(plane, block, kMean), r = kept(plane, block, kScale);
@@ -194,12 +193,12 @@ __global__ void backward_kernel(const T* g, const T* x, const T* w, const T* b, 
 }
 
 template <typename T, typename A>
-__global__ void tangent_kernel(const T* x, const T* dx, const T* w, const T* dw, const T* b, const T* db, T* out,
+__global__ void tangent_kernel(const T* x, const T* dx, const A* w, const A* dw, const A* b, const A* db, T* out,
                                T* dout, Kept<A> kept, A eps, Block block) {
   const Plane plane(block);
   A *xh = shared_numbers<A>(), *dxh = xh + plane.size, *pooled = dxh + plane.size;
   A *dpooled = pooled + plane.pooled, *scratch = dpooled + plane.pooled;
-  const Rows<A> rows = rows_of<A, T>(plane, w, b, dw, db);
+  const Rows<A> rows = rows_of<A>(plane, w, b, dw, db);
   load(x + plane.at * plane.size, xh, plane.size);
   load(dx + plane.at * plane.size, dxh, plane.size);
   __syncthreads();
@@ -223,12 +222,12 @@ __global__ void tangent_kernel(const T* x, const T* dx, const T* w, const T* dw,
 }
 
 template <typename T, typename A>
-__global__ void tangent_backward_kernel(const T* g, const T* dg, const T* x, const T* dx, const T* w, const T* dw,
-                                        const T* b, T* gx, T* gdx, A* shares, Kept<A> kept, Block block) {
+__global__ void tangent_backward_kernel(const T* g, const T* dg, const T* x, const T* dx, const A* w, const A* dw,
+                                        const A* b, T* gx, T* gdx, A* shares, Kept<A> kept, Block block) {
   const Plane plane(block);
   A *xs = shared_numbers<A>(), *dxs = xs + plane.size, *gs = dxs + plane.size;
   A *dgs = gs + plane.pooled, *scratch = dgs + plane.pooled;
-  const Rows<A> rows = rows_of<A, T>(plane, w, b, dw, nullptr);
+  const Rows<A> rows = rows_of<A>(plane, w, b, dw, nullptr);
   load(x + plane.at * plane.size, xs, plane.size);
   load(dx + plane.at * plane.size, dxs, plane.size);
   load(g + plane.at * plane.pooled, gs, plane.pooled);
@@ -279,8 +278,8 @@ __global__ void tangent_backward_kernel(const T* g, const T* dg, const T* x, con
 }
 
 // One thread per (group, channel): the shares of the group's images, added in their order.
-template <typename T, typename A>
-__global__ void sum_images(const A* shares, T* out, Block block) {
+template <typename A>
+__global__ void sum_images(const A* shares, A* out, Block block) {
   const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at >= block.groups * block.channels) return;
   const int64_t run = block.images / block.groups, first = at / block.channels * run;
@@ -288,7 +287,7 @@ __global__ void sum_images(const A* shares, T* out, Block block) {
   for (int64_t image = first; image < first + run; ++image) {
     total += shares[image * block.channels + at % block.channels];
   }
-  out[at] = T(total);
+  out[at] = total;
 }
 
 // ---------------------------------------------------------------- operators
@@ -307,14 +306,14 @@ void over_planes(void (*kernel)(Parameters...), const Tensor& x, const Block& bl
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-template <typename T, typename A>
+template <typename A>
 Tensor summed(const Tensor& x, const Block& block, const OptionalTensor& rows, const A* shares) {
-  if (!rows) return torch::stable::new_empty(x, std::array<int64_t, 1>{0});
-  const Tensor result = torch::stable::new_empty(x, std::array<int64_t, 2>{block.groups, block.channels});
+  const Tensor result = empty_rows(x, block, rows);
+  if (!rows) return result;
   constexpr int kThreads = 64;
   const unsigned blocks = grid(pieces(block.groups * block.channels, kThreads), "norm_relu_pool");
   if (blocks == 0) return result;
-  sum_images<T, A><<<blocks, kThreads, 0, stream_of(x)>>>(shares, mutable_data<T>(result), block);
+  sum_images<A><<<blocks, kThreads, 0, stream_of(x)>>>(shares, mutable_data<A>(result), block);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return result;
 }
@@ -336,7 +335,7 @@ std::tuple<Tensor, Tensor> norm_relu_pool(Tensor x, OptionalTensor weight, Optio
     using T = decltype(element);
     using A = typename Computed<T>::type;
     const Kept<A> kept{mutable_data<A>(statistics), kValueStatistics};
-    over_planes<A>(value_kernel<T, A>, x, block, 1, 1, 1, data<T>(x), data_or_null<T>(weight), data_or_null<T>(bias),
+    over_planes<A>(value_kernel<T, A>, x, block, 1, 1, 1, data<T>(x), data_or_null<A>(weight), data_or_null<A>(bias),
                    mutable_data<T>(out), kept, A(eps), block);
   });
   return {out, statistics};
@@ -355,10 +354,10 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_backward(Tensor gradient, Tens
     using A = typename Computed<T>::type;
     const Kept<A> kept{mutable_data<A>(statistics), kValueStatistics};
     A* const sums = mutable_data<A>(shares);
-    over_planes<A>(backward_kernel<T, A>, x, block, 1, 1, 2, data<T>(gradient), data<T>(x), data_or_null<T>(weight),
-                   data_or_null<T>(bias), mutable_data<T>(dx), sums, sums + planes, kept, block);
-    dweight = summed<T, A>(x, block, weight, sums);
-    dbias = summed<T, A>(x, block, bias, sums + planes);
+    over_planes<A>(backward_kernel<T, A>, x, block, 1, 1, 2, data<T>(gradient), data<T>(x), data_or_null<A>(weight),
+                   data_or_null<A>(bias), mutable_data<T>(dx), sums, sums + planes, kept, block);
+    dweight = summed<A>(x, block, weight, sums);
+    dbias = summed<A>(x, block, bias, sums + planes);
   });
   return {dx, dweight, dbias};
 }
@@ -375,8 +374,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_tangent(Tensor x, Tensor dx, O
     using T = decltype(element);
     using A = typename Computed<T>::type;
     const Kept<A> kept{mutable_data<A>(statistics), kTangentStatistics};
-    over_planes<A>(tangent_kernel<T, A>, x, block, 2, 2, 2, data<T>(x), data<T>(dx), data_or_null<T>(weight),
-                   data_or_null<T>(dweight), data_or_null<T>(bias), data_or_null<T>(dbias), mutable_data<T>(out),
+    over_planes<A>(tangent_kernel<T, A>, x, block, 2, 2, 2, data<T>(x), data<T>(dx), data_or_null<A>(weight),
+                   data_or_null<A>(dweight), data_or_null<A>(bias), data_or_null<A>(dbias), mutable_data<T>(out),
                    mutable_data<T>(dout), kept, A(eps), block);
   });
   return {out, dout, statistics};
@@ -398,12 +397,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_relu_pool_tangen
     const Kept<A> kept{mutable_data<A>(statistics), kTangentStatistics};
     A* const sums = mutable_data<A>(shares);
     over_planes<A>(tangent_backward_kernel<T, A>, x, block, 2, 2, kSums, data<T>(gradient), data<T>(dgradient),
-                   data<T>(x), data<T>(dx), data_or_null<T>(weight), data_or_null<T>(dweight), data_or_null<T>(bias),
+                   data<T>(x), data<T>(dx), data_or_null<A>(weight), data_or_null<A>(dweight), data_or_null<A>(bias),
                    mutable_data<T>(gx), mutable_data<T>(gdx), sums, kept, block);
-    gw = summed<T, A>(x, block, weight, sums);
-    gdw = summed<T, A>(x, block, dweight, sums + planes);
-    gb = summed<T, A>(x, block, bias, sums + 2 * planes);
-    gdb = summed<T, A>(x, block, dbias, sums + 3 * planes);
+    gw = summed<A>(x, block, weight, sums);
+    gdw = summed<A>(x, block, dweight, sums + planes);
+    gb = summed<A>(x, block, bias, sums + 2 * planes);
+    gdb = summed<A>(x, block, dbias, sums + 3 * planes);
   });
   return {gx, gdx, gw, gdw, gb, gdb};
 }

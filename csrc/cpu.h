@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <type_traits>
 
 // DDLNL_ONE_PATH leaves only what every processor runs, a third of the code for the sanitizers to compile.
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(DDLNL_ONE_PATH)
@@ -16,6 +17,10 @@
 
 namespace ddlnl {
 
+// How many bytes a vector has where a piece of work runs.
+template <int64_t Bytes>
+using VectorBytes = std::integral_constant<int64_t, Bytes>;
+
 #ifdef DDLNL_X86
 // GCC by itself stays at half the width; clang ignores an attribute with a word that it does not know.
 #ifdef __clang__
@@ -26,16 +31,16 @@ namespace ddlnl {
 
 template <typename Work>
 __attribute__((target(DDLNL_AVX512))) void with_avx512(const Work& work) {
-  work();
+  work(VectorBytes<64>{});
 }
 
 template <typename Work>
 __attribute__((target("avx2,fma"))) void with_avx2(const Work& work) {
-  work();
+  work(VectorBytes<32>{});
 }
 #endif
 
-// Runs work(), a lambda marked DDLNL_INLINE.
+// Runs work(VectorBytes), a lambda marked DDLNL_INLINE.
 template <typename Work>
 void with_widest_vectors(const Work& work) {
 #ifdef DDLNL_X86
@@ -45,7 +50,7 @@ void with_widest_vectors(const Work& work) {
   if (avx512) return with_avx512(work);
   if (avx2) return with_avx2(work);
 #endif
-  work();
+  work(VectorBytes<16>{});
 }
 
 // The number that an element stands for, and the element nearest to a number: for bfloat16 without the branches of its

@@ -64,7 +64,7 @@ Tensor trajectory_distance_sums(Tensor student, Tensor target, Tensor start) {
     using T = decltype(element);
     const T *from = data<T>(student), *to = data<T>(target), *origin = data<T>(start);
     parallel_for(0, vectors.count * chunks, grain(kChunk), [&](int64_t begin, int64_t end) {
-      with_widest_vectors([&]() DDLNL_INLINE {
+      with_widest_vectors([&](auto) DDLNL_INLINE {
         for (int64_t at = begin; at < end; ++at) {
           const int64_t done = at % chunks * kChunk, first = at / chunks * length + done;
           squared_distances(from + first, to + first, origin + first, std::min(kChunk, length - done),
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> class_means(Tensor features, Tensor labels, int64_t n
     A* to = mutable_data<A>(means);
     const int64_t block_size = columns_at_once(size, sizeof(A)), blocks = pieces(size.columns, block_size);
     parallel_for(0, blocks, grain((size.rows + size.classes) * block_size), [&](int64_t begin, int64_t end) {
-      with_widest_vectors([&]() DDLNL_INLINE {
+      with_widest_vectors([&](auto) DDLNL_INLINE {
         // Block by block, so that the sums of all classes stay in the cache while the rows pass by.
         for (int64_t block = begin; block < end; ++block) {
           const int64_t first = block * block_size, width = std::min(block_size, size.columns - first);
@@ -151,7 +151,7 @@ Tensor class_means_adjoint(Tensor gradient, Tensor labels, Tensor counts) {
     const A* count = data<A>(counts);
     T* to = mutable_data<T>(out);
     parallel_for(0, size.rows, grain(size.columns), [&](int64_t begin, int64_t end) {
-      with_widest_vectors([&]() DDLNL_INLINE {
+      with_widest_vectors([&](auto) DDLNL_INLINE {
         for (int64_t row = begin; row < end; ++row) {
           divide(to + row * size.columns, from + label[row] * size.columns, count[label[row]], size.columns);
         }

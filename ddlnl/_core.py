@@ -14,8 +14,8 @@ import torch
 from ddlnl import _build
 from ddlnl.errors import InputError
 
-CORE_VERSION = 2
-"""The schemas this package calls; DDLNL_CORE_VERSION in csrc/common.h is the same number."""
+CORE_VERSION = 3
+"""The schemas and tensors this package calls with; DDLNL_CORE_VERSION in csrc/common.h is the same number."""
 
 _MARKER = b"ddlnl-core-version:"
 _ADVICE = "`pip install --verbose --no-build-isolation -e .` builds it and shows why it may fail"

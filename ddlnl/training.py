@@ -44,19 +44,25 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Which network: family "convnet" or "resnet18", and the ConvNet's shape; sizes and classes come from the data."""
+    """Which network: family "convnet" or "resnet18", and the ConvNet's shape; sizes and classes come from the data.
+
+    precision: "float32", or "bf16" to compute activations in bfloat16 (`networks.in_precision`).
+    """
 
     family: str = "convnet"
     depth: int = 3
     width: int = 128
     norm: str = "instance"
     pooling: str = "avg"
+    precision: str = "float32"
 
     def build(self, classes: int, size: int, channels: int) -> nn.Module:
         """A freshly initialised network for (B, channels, size, size) images."""
         if self.family == "resnet18":
-            return networks.resnet18(classes, channels)
-        return networks.ConvNet(classes, self.depth, self.width, size, channels, self.norm, self.pooling)
+            network = networks.resnet18(classes, channels)
+        else:
+            network = networks.ConvNet(classes, self.depth, self.width, size, channels, self.norm, self.pooling)
+        return networks.in_precision(network, self.precision)
 
 
 @dataclass(frozen=True)

@@ -28,16 +28,16 @@ def norm_relu_pool(
             (other strides are copied); on a CPU the output has the same memory layout. The last row or column of an odd
             side belongs to the norm and not to the pool.
         weight, bias: (C,), or (G, C) with N a multiple of G: row g serves the g-th run of N / G images, as in a stack
-            of G networks. None: 1 and 0.
+            of G networks. Their dtype is that of x, or float32 beside bfloat16. None: 1 and 0.
         eps: added to the biased variance of each (H, W) plane.
         norm: False leaves out the normalisation (weight and bias still apply).
 
-    Returns: (N, C, H // 2, W // 2). Raises `InputError` where shapes, dtypes or devices do not fit.
+    Returns: (N, C, H // 2, W // 2) of x's dtype. Raises `InputError` where shapes, dtypes or devices do not fit.
     """
     _check(x, weight=weight, bias=bias)
     if not (_core.active(x) and _fits(x)):
         return reference.norm_relu_pool(x, weight, bias, eps, norm)
-    return _Value.apply(x, *_rows(weight, bias), eps, norm)[0]
+    return _Value.apply(x, *_rows(x, weight, bias), eps, norm)[0]
 
 
 def norm_relu_pool_tangent(
@@ -59,7 +59,7 @@ def norm_relu_pool_tangent(
     _check(x, dx=dx, weight=weight, dweight=dweight, bias=bias, dbias=dbias)
     if not (_core.active(x) and _fits(x)):
         return reference.norm_relu_pool_tangent(x, dx, weight, dweight, bias, dbias, eps, norm)
-    return _Tangent.apply(x, dx, *_rows(weight, dweight, bias, dbias), eps, norm)[:2]
+    return _Tangent.apply(x, dx, *_rows(x, weight, dweight, bias, dbias), eps, norm)[:2]
 
 
 def _check(x: Tensor, **others: Tensor | None) -> None:
@@ -71,10 +71,11 @@ def _check(x: Tensor, **others: Tensor | None) -> None:
     for name, other in others.items():
         if other is None:
             continue
-        if other.dtype != x.dtype or other.device != x.device:
+        allowed = {x.dtype} if name == "dx" else {x.dtype, _computed(x)}
+        if other.dtype not in allowed or other.device != x.device:
             raise InputError(
-                f"norm_relu_pool takes tensors of one dtype on one device, but x is {x.dtype} on {x.device} and {name} "
-                f"is {other.dtype} on {other.device}."
+                "norm_relu_pool takes tensors of one dtype on one device (weights and biases float32 beside fewer "
+                f"bits), but x is {x.dtype} on {x.device} and {name} is {other.dtype} on {other.device}."
             )
         if name == "dx" and other.shape != x.shape:
             raise InputError(f"The direction dx has shape {tuple(other.shape)} where x has {tuple(x.shape)}.")
@@ -97,9 +98,15 @@ def _are_rows(rows: Tensor, x: Tensor, groups: int) -> bool:
     return rows.dim() == 1 or (len(rows) in (1, groups) and len(x) % groups == 0)
 
 
-def _rows(*each: Tensor | None) -> list[Tensor | None]:
-    """All as (G, C) with one G; a single row serves every group."""
-    tables = [one[None] if one is not None and one.dim() == 1 else one for one in each]
+def _computed(x: Tensor) -> torch.dtype:
+    """The type that the kernels compute in."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _rows(x: Tensor, *each: Tensor | None) -> list[Tensor | None]:
+    """All as (G, C) with one G, in the type that is computed in; a single row serves every group."""
+    wide = [None if one is None else one.to(_computed(x)) for one in each]
+    tables = [one[None] if one is not None and one.dim() == 1 else one for one in wide]
     groups = max([1, *(len(one) for one in tables if one is not None)])
     return [one if one is None or len(one) == groups else one.expand(groups, -1) for one in tables]
 
@@ -326,12 +333,12 @@ def _register_fakes() -> None:
         return out.contiguous(memory_format=_layout(x))
 
     def statistics(x: Tensor, kinds: int) -> Tensor:
-        kept = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return x.new_empty((len(x), kinds, x.shape[1]), dtype=kept)
+        return x.new_empty((len(x), kinds, x.shape[1]), dtype=_computed(x))
 
     def rows(x: Tensor, *of: Tensor | None) -> list[Tensor]:
         groups = max([1, *(len(one) for one in of if one is not None)])
-        return [x.new_empty(0) if one is None else x.new_empty((groups, x.shape[1])) for one in of]
+        shapes = [0 if one is None else (groups, x.shape[1]) for one in of]
+        return [x.new_empty(shape, dtype=_computed(x)) for shape in shapes]
 
     register = torch.library.register_fake
     register("ddlnl::norm_relu_pool")(lambda x, weight, bias, eps, norm: (pooled(x), statistics(x, 2)))
