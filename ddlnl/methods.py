@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -105,7 +106,8 @@ def train_trajectories(task: Task, store: Store) -> Trajectories:
     }
     images, targets = training_tensors(task.train, task.preprocessing, task.device)
     plan, kept = task.profile.datm, task.profile.datm.kept_epochs(task.train.name)
-    return trajectories.train(store, images, targets, plan.experts, task.seed, kept, identity)
+    shown = sys.stderr.isatty()
+    return trajectories.train(store, images, targets, plan.experts, task.seed, kept, identity, shown)
 
 
 def checkpoint_names(task: Task) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -80,10 +81,10 @@ def _one_seed_per_operation(recipe: ExpertRecipe) -> list[int]:
             return list(seeds.values())
 
 
-def _expert_step(device: torch.device, scale: float) -> list[Pair]:
+def _expert_step(device: torch.device, scale: float, precision: str = "float32") -> list[Pair]:
     """An epoch of one batch for each of six experts; the result is by how much it moved their parameters."""
     width, count = _part(128, scale), _part(256, scale)
-    recipe = ExpertRecipe(batch_size=count, architecture=Architecture(width=width))
+    recipe = ExpertRecipe(batch_size=count, architecture=Architecture(width=width, precision=precision))
     seeds = _one_seed_per_operation(recipe)
     images, logits = _random(device, (count, 3, SIDE, SIDE), (count, CLASSES))
     targets = training.one_hot(logits.argmax(1), CLASSES)
@@ -123,6 +124,14 @@ CASES = (
         2,
         _expert_step,
         tolerance=1e-2,
+        slow=True,
+    ),
+    Case(
+        "expert_step_bfloat16",
+        "the same, ours in bfloat16, whose rounding hides the neighbourhood of GSAM: near SGD",
+        5,
+        partial(_expert_step, precision="bf16"),
+        tolerance=0.2,
         slow=True,
     ),
 )
