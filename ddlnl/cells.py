@@ -199,7 +199,8 @@ class _Run:
     def experts(self) -> dict[str, Tensor] | Trajectories | None:
         """The experts of this noise setting: trained by the first cell that needs them, then in the store."""
         if self.cell.method == "datm":
-            found = methods.train_trajectories(self.task, self.store)
+            kept = self.profile.datm.kept_epochs(self.train.name)  # shared by all IPCs
+            found = methods.train_trajectories(self.task, self.store, kept)
             self.parents["experts"], self.seconds["experts"] = found.key, found.seconds
             return found
         return self._pairs() if self.cell.method in methods.WITH_EXPERTS else None
@@ -295,6 +296,7 @@ class _Run:
             "rate": noise.parse(cell.noise).rate,
             "realised_rate": noise.realised_rate(train),
             "students": self.profile.students,
+            "checkpoints": ["full"] if cell.method == "full" else methods.checkpoint_names(self.task),
             "curves": [dataclasses.asdict(curves) for curves in checkpoints],
             "train_images": len(train),
             "validation_images": len(self.data.validation),

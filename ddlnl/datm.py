@@ -90,10 +90,12 @@ class Datm:
         Raises `training.NotFinite` naming the tensor that is not finite.
         """
         settings, draws = self.settings, self.draw(iteration)
-        start, target = self._ends(draws)
-        loss, *gradients = self.gradient(draws, settings.precision)
+        start, target = ends = self._ends(draws)
+        loss, *gradients = self.gradient(draws, ends, settings.precision)
         where = f"iteration {iteration} of {settings.iterations} (expert {draws.expert}, epoch {draws.start})"
-        require_finite(where, start=start, target=target, loss=loss)
+        require_finite(where, start=start, target=target)
+        if loss.isnan():  # a student that diverges to infinity is gated, as published
+            require_finite(where, loss=loss)
         self.losses[iteration], self.steps[iteration] = float(loss), float(self.step_size)
         if loss <= settings.threshold:
             require_finite(where, **{f"gradient of {n}": g for n, g in zip(_VARIABLES, gradients, strict=True)})
@@ -107,11 +109,13 @@ class Datm:
         epochs = draws.start, draws.start + self.settings.target_epochs
         return tuple(self.trajectories.parameters(draws.expert, epoch).to(self.device) for epoch in epochs)
 
-    def gradient(self, draws: Draws, precision: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The loss of an iteration and its gradients in images, logits and step size."""
+    def gradient(
+        self, draws: Draws, ends: tuple[Tensor, Tensor], precision: str
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The loss of an iteration between two `ends` and its gradients in images, logits and step size."""
         return matching_gradient(
             self.network,
-            *self._ends(draws),
+            *ends,
             self.images,
             self.logits,
             self.step_size,
@@ -124,7 +128,8 @@ class Datm:
     def require_precision(self, iteration: int) -> None:
         """Raise `InputError` unless the gradient of `iteration` points where that in float32 does."""
         draws, chosen = self.draw(iteration), self.settings.precision
-        ours, exact = (self.gradient(draws, precision) for precision in (chosen, "float32"))
+        ends = self._ends(draws)
+        ours, exact = (self.gradient(draws, ends, precision) for precision in (chosen, "float32"))
         for at, name in ((1, "images"), (2, "labels")):
             cosine = float(torch.cosine_similarity(ours[at].flatten(), exact[at].flatten(), dim=0))
             if not cosine >= _LEAST_COSINE:
@@ -151,18 +156,20 @@ class Datm:
 
     def _require_progress(self, iteration: int) -> None:
         """A student that moves away from every target never lets anything change, its own step size included."""
-        if iteration + 1 == _PATIENCE and bool((self.losses[:_PATIENCE] > self.settings.threshold).all()):
+        patience = min(_PATIENCE, self.settings.iterations)
+        losses = self.losses[:patience]
+        if iteration + 1 == patience and bool((losses > self.settings.threshold).all()):
             raise training.NoProgress(
-                f"The loss was above the threshold {self.settings.threshold} in each of the first {_PATIENCE} "
-                f"iterations (mean {float(self.losses[:_PATIENCE].mean()):.3f}), so DATM changed nothing; a smaller "
-                f"step_size than {self.settings.step_size} is what usually helps."
+                f"The loss was above the threshold {self.settings.threshold} in the first {patience} iterations "
+                f"(median {float(losses.median()):.3f}), so DATM changed nothing; a smaller step_size than "
+                f"{self.settings.step_size} is what usually helps."
             )
 
     def report(self, iteration: int) -> dict[str, float | list[float]]:
         """What a record says of the first `iteration` iterations: curves thinned to at most 50 points, and counts."""
         losses, every = self.losses[:iteration], max(1, iteration // 50)
         return {
-            "loss": [round(float(one), 6) for one in losses[::every]],
+            "loss": [round(float(one), 6) for one in losses[::every].clamp(max=1e30)],  # JSON has no infinity
             "step_size": [float(f"{one:.6g}") for one in self.steps[:iteration:every].tolist()],
             "gated": int((losses > self.settings.threshold).sum()),
             "clamped": self.clamped,
@@ -176,10 +183,9 @@ class Datm:
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Put back what `state` returned."""
-        self.clamped = int(state.pop("clamped"))
+        self.clamped = int(state["clamped"])
         for name, tensor in self.state().items():
-            if name in state:
-                tensor.copy_(state[name])
+            tensor.copy_(state[name])
 
 
 def require_finite(where: str, **tensors: Tensor) -> None:
@@ -217,8 +223,8 @@ def distil(run: Datm, progress: training.Progress | None = None) -> Iterator[int
     if progress and (saved := progress.load()):
         first = saved[0]
         run.load(saved[1])
-    if run.settings.precision != "float32":
-        run.require_precision(first)
+    elif run.settings.precision != "float32":
+        run.require_precision(0)
     due = checkpoints(run.settings)
     for iteration in range(first, run.settings.iterations + 1):
         if iteration in due:
@@ -227,4 +233,9 @@ def distil(run: Datm, progress: training.Progress | None = None) -> Iterator[int
             return
         if progress:
             progress.save(iteration, run.state)
-        run.iterate(iteration)
+        try:
+            run.iterate(iteration)
+        except training.NotFinite as error:
+            kept = progress.load() if progress else None
+            state = f"the state before iteration {kept[0]} is kept" if kept else "no earlier state was kept"
+            raise training.NotFinite(f"{error} The last good checkpoint: {state}.") from error

@@ -29,8 +29,8 @@ class Initial(NamedTuple):
     report: dict[str, int]
 
 
-class _Experts:
-    """Final parameters of E experts (E, P) as classifiers of uint8 images."""
+class Experts:
+    """Final parameters of E experts (E, P) as classifiers."""
 
     def __init__(self, finals: Tensor, network: nn.Module, preprocessing: Preprocessing) -> None:
         self.finals, self.network, self.preprocessing = finals, network, preprocessing
@@ -38,12 +38,15 @@ class _Experts:
     def __len__(self) -> int:
         return len(self.finals)
 
+    def preprocessed(self, images: np.ndarray) -> Tensor:
+        """uint8 (N, H, W, C) images as `logits` takes them, on the device of the experts."""
+        return self.preprocessing.apply(to_float(images).to(self.finals.device))
+
     @torch.no_grad()
-    def logits(self, expert: int, images: np.ndarray) -> Tensor:
-        """(N, K) logits on (N, H, W, C) images."""
+    def logits(self, expert: int, images: Tensor) -> Tensor:
+        """(N, K) logits on preprocessed (N, C, H, W) images."""
         parameters = networks.unflatten(self.finals[expert], self.network)
-        inputs = self.preprocessing.apply(to_float(images)).to(self.finals.device)
-        return torch.cat([functional_call(self.network, parameters, (part,)) for part in inputs.split(_SCAN)])
+        return torch.cat([functional_call(self.network, parameters, (part,)) for part in images.split(_SCAN)])
 
 
 def initial_set(
@@ -62,7 +65,7 @@ def initial_set(
     the mean over the experts that predict the image as its class, over all experts where none does (reported as
     `without_agreement`). "real": random images; logits of one random expert.
     """
-    experts = _Experts(finals, network, preprocessing)
+    experts = Experts(finals, network, preprocessing)
     chosen, filled = [], 0
     for label in range(train.num_classes):
         order = numpy_generator(seed, "initial images", label).permutation(np.flatnonzero(train.observed == label))
@@ -72,31 +75,33 @@ def initial_set(
             order = np.concatenate([agreed, order[~np.isin(order, agreed)]])
         chosen.append(order[:ipc])
     index = np.concatenate(chosen)
-    images, labels = train.images[index], torch.from_numpy(train.observed[index])
+    images, labels = experts.preprocessed(train.images[index]), torch.from_numpy(train.observed[index])
     report = {"wrong_labels": int((train.observed[index] != train.clean[index]).sum())}
     if initialisation == "predicted":
         logits, without = _mean_of_agreeing(images, labels, experts)
         report |= {"filled_up": filled, "without_agreement": without}
     else:
         logits = experts.logits(int(numpy_generator(seed, "label expert").integers(len(experts))), images)
-    return Initial(preprocessing.apply(to_float(images)), logits.cpu(), report)
+    return Initial(images.cpu(), logits.cpu(), report)
 
 
-def _agreed(train: ImageSet, order: np.ndarray, label: int, ipc: int, experts: _Experts) -> np.ndarray:
+def _agreed(train: ImageSet, order: np.ndarray, label: int, ipc: int, experts: Experts) -> np.ndarray:
     """At most `ipc` indices from `order` that some expert predicts as `label`, earlier experts and images first."""
-    found = order[:0]
+    found: list[int] = []  # places in `order`
+    parts = np.split(np.arange(len(order)), range(_SCAN, len(order), _SCAN))
+    inputs: list[Tensor] = []  # preprocessed as far as the search has come, once for all experts
     for expert in range(len(experts)):
-        left = order[~np.isin(order, found)]
-        for start in range(0, len(left), _SCAN):
-            part = left[start : start + _SCAN]
-            predicted = experts.logits(expert, train.images[part]).argmax(1).cpu().numpy()
-            found = np.concatenate([found, part[predicted == label]])[:ipc]
-            if len(found) == ipc:
-                return found
-    return found
+        for at, part in enumerate(parts):
+            if at == len(inputs):
+                inputs.append(experts.preprocessed(train.images[order[part]]))
+            agrees = (experts.logits(expert, inputs[at]).argmax(1) == label).cpu().numpy()
+            found += [place for place in part[agrees].tolist() if place not in found]
+            if len(found) >= ipc:
+                return order[found[:ipc]]
+    return order[found]
 
 
-def _mean_of_agreeing(images: np.ndarray, labels: Tensor, experts: _Experts) -> tuple[Tensor, int]:
+def _mean_of_agreeing(images: Tensor, labels: Tensor, experts: Experts) -> tuple[Tensor, int]:
     """(N, K) mean logits of the experts that predict `labels` (N,), and for how many images there is no such expert."""
     total = agreeing = everyone = 0
     labels = labels.to(experts.finals.device)

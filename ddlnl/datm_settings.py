@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 
 from ddlnl import trajectories
@@ -59,11 +59,19 @@ class Settings:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"The {name} {getattr(self, name)!r} is unknown; allowed are {' and '.join(allowed)}.")
-        if not 0 <= self.min_start < (self.first_max_start or self.max_start) <= self.max_start:
+        for name in ("iterations", "steps", "target_epochs", "batch", "step_size"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"DATM's {name} is {getattr(self, name)!r}, and it must be above 0.")
+        first = self.max_start if self.first_max_start is None else self.first_max_start
+        if not 0 <= self.min_start < first <= self.max_start:
             raise InputError(
-                f"The start epochs from {self.min_start} to {self.first_max_start or self.max_start} and "
-                f"{self.max_start} (excluded) make no window; it must begin at 0 or later and may only grow."
+                f"The start epochs from {self.min_start} to {first} and {self.max_start} (excluded) make no window; it "
+                "must begin at 0 or later and may only grow."
             )
+        if (self.first_max_start is None) != (self.expansion is None):
+            raise InputError("first_max_start and expansion belong together: either both or neither must be given.")
+        if not all(0 <= part <= 1 for part in self.evaluate_at):
+            raise InputError(f"evaluate_at is {self.evaluate_at}, and it must hold fractions from 0 to 1.")
 
     def start_end(self, iteration: int) -> int:
         """The end, excluded, of the window of start epochs in `iteration`."""
@@ -73,9 +81,9 @@ class Settings:
         return min(self.max_start, first + (self.max_start - first) * iteration // self.expansion)
 
     @property
-    def last_epoch(self) -> int:
-        """The latest expert epoch that an iteration can touch."""
-        return self.max_start - 1 + self.target_epochs
+    def window(self) -> range:
+        """The expert epochs that an iteration can touch."""
+        return range(self.min_start, self.max_start + self.target_epochs)
 
 
 @dataclass(frozen=True)
@@ -84,25 +92,26 @@ class Plan:
 
     experts: how the trajectories are made; student: how students are trained (at the step size that was learned, so the
     learning rate of the recipe counts for nothing). settings: (IPC, settings) pairs, of which a cell takes that of the
-    largest IPC not above its own; None takes the published ones, for each noise or, where `per_condition` is False, for
-    clean labels always.
+    largest IPC not above its own; None takes the published ones with `gradient`, for each noise or, where
+    `per_condition` is False, for clean labels always.
     """
 
     experts: trajectories.ExpertRecipe
     student: Protocol
     settings: tuple[tuple[int, Settings], ...] | None = None
     per_condition: bool = True
+    gradient: str = "exact"
 
     def settings_for(self, dataset: str, noise: str, ipc: int) -> Settings:
         """The settings of a cell; raises `InputError` where nothing is published for it."""
         if self.settings is None:
-            return published(dataset, noise, ipc, self.per_condition)
+            return replace(published(dataset, noise, ipc, self.per_condition), gradient=self.gradient)
         return max(((size, one) for size, one in self.settings if size <= ipc), key=lambda pair: pair[0])[1]
 
     def kept_epochs(self, dataset: str) -> range:
         """The expert epochs that some cell of `dataset` can touch."""
         every = all_published(dataset) if self.settings is None else [one for _, one in self.settings]
-        return range(min(one.min_start for one in every), max(one.last_epoch for one in every) + 1)
+        return range(min(one.window.start for one in every), max(one.window.stop for one in every))
 
 
 @functools.cache

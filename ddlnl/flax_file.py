@@ -54,8 +54,8 @@ def read(path: str | Path) -> dict[str, Any]:
 class _Reader:
     """The bytes of one object and what it holds."""
 
-    def __init__(self, data: memoryview) -> None:
-        self.data, self.place, self.objects = data, 0, 0
+    def __init__(self, data: memoryview, arrays: bool = True) -> None:
+        self.data, self.place, self.objects, self.arrays = data, 0, 0, arrays
 
     @property
     def left(self) -> int:
@@ -99,6 +99,8 @@ class _Reader:
         if kind == "list":
             return [self.value(depth + 1) for _ in range(self.within(count))]
         if kind == "extension":
+            if not self.arrays:
+                raise ValueError("an array lies within another")
             return _array(self.number(">b"), self.take(count))
         tree: dict[str, Any] = {}
         for _ in range(self.within(count)):
@@ -118,7 +120,7 @@ def _array(code: int, content: memoryview) -> np.ndarray:
     """flax packs an array as one more object: (shape, name of the type, bytes in C order)."""
     if code not in (_ARRAY, _SCALAR):
         raise ValueError(f"it has an extension of type {code}")
-    reader = _Reader(content)
+    reader = _Reader(content, arrays=False)
     parts = reader.value(MAX_DEPTH - 2)
     if reader.left or not isinstance(parts, list) or len(parts) != 3:
         raise ValueError("an array is not a shape, a type and bytes")

@@ -39,17 +39,13 @@ def matching(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = select(table)
     rows = rows[rows["method"].isin(distillers(rows))]
-    rows = rows[rows["settings"].map(_has_start).astype(bool)]
+    began = rows["checkpoints"].map(lambda names: isinstance(names, list) and names[0] == "iteration-0")
+    rows = rows[began.astype(bool)]
     found = [
         dict(zip(("dataset", "method", "ipc", "rate"), key, strict=True)) | _gain(group)
         for key, group in rows.groupby(["dataset", "method", "ipc", "rate"])
     ]
     return pd.DataFrame(found, columns=list(COLUMNS))
-
-
-def _has_start(settings: dict) -> bool:
-    """Whether a cell with these settings was evaluated before its first update too."""
-    return 0 in settings["distiller"]["evaluate_at"]
 
 
 def _gain(group: pd.DataFrame) -> dict:

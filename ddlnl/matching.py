@@ -164,6 +164,10 @@ def _check(network, start, target, images, logits, step_size, minibatches, augme
         )
     if step_size.dim() != 0:
         raise InputError(f"step_size has shape {tuple(step_size.shape)}; it must be one number.")
+    if minibatches.device != images.device:
+        raise InputError(
+            f"minibatches are on {minibatches.device} where images are on {images.device}; move them there."
+        )
     _check_steps(len(images), minibatches, augmentations)
 
 
@@ -175,7 +179,9 @@ def _check_steps(count: int, minibatches: Tensor, augmentations: Sequence[Augmen
         )
     if minibatches.is_cpu and not 0 <= minibatches.min() <= minibatches.max() < count:
         raise InputError(f"minibatches name images outside the {count} that there are.")
-    if augmentations is not None and len(augmentations) != len(minibatches):
+    rows = [] if augmentations is None else [len(one.table) for one in augmentations]
+    if augmentations is not None and rows != [minibatches.shape[1]] * len(minibatches):
         raise InputError(
-            f"augmentations are {len(augmentations)} draws; for {len(minibatches)} steps it must be as many, or None."
+            f"augmentations are {len(rows)} draws; for {len(minibatches)} steps it must be as many, each with "
+            f"{minibatches.shape[1]} rows, or None."
         )

@@ -96,8 +96,9 @@ def train_experts(task: Task, progress: training.Progress | None = None) -> dict
     return dance.train_experts(images, targets, task.profile.dance, task.seed, progress)
 
 
-def train_trajectories(task: Task, store: Store) -> Trajectories:
-    """DATM's experts of one noise setting, shared by all IPCs: trained now unless the store has them."""
+def train_trajectories(task: Task, store: Store, kept: range) -> Trajectories:
+    """DATM's experts of one noise setting, with their snapshots after the epochs `kept`: trained now unless the store
+    has them."""
     identity = {
         "algorithm": ALGORITHM,
         "images": task.train.fingerprint,
@@ -105,7 +106,7 @@ def train_trajectories(task: Task, store: Store) -> Trajectories:
         "preprocessing": task.preprocessing.hash,
     }
     images, targets = training_tensors(task.train, task.preprocessing, task.device)
-    plan, kept = task.profile.datm, task.profile.datm.kept_epochs(task.train.name)
+    plan = task.profile.datm
     shown = sys.stderr.isatty()
     return trajectories.train(store, images, targets, plan.experts, task.seed, kept, identity, shown)
 
@@ -188,11 +189,13 @@ def distill(
     check_ipc(noisy, ipc)
     place = evaluation.choose_device(device)
     chosen = PROFILES[profile].for_dataset(noisy.name, noisy.images.shape[1])
+    if method == "datm":
+        chosen.datm.settings_for(noisy.name, noisy.noise, ipc)  # refuses before any work where there are none
     preprocessing = preprocess.fit(noisy.images, chosen.preprocessing_for(method), noisy.name)
     task = Task(method, noisy, ipc, chosen, preprocessing, seed, place)
     with tempfile.TemporaryDirectory() as folder:
         experts = train_experts(task) if method in WITH_EXPERTS else None
         if method == "datm":
-            experts = train_trajectories(task, Store(folder))
+            experts = train_trajectories(task, Store(folder), task.datm_settings.window)
         *_, (_, small) = checkpoints(task, experts)
     return small

@@ -92,6 +92,7 @@ _SHORT = Settings(  # DATM in minutes: a fourth of the steps towards half of the
     steps=20,
     target_epochs=1,
     first_max_start=None,
+    expansion=None,
     max_start=10,
     evaluate_at=(0.0, 1.0),
 )
@@ -196,10 +197,11 @@ PROFILES = {
         student=Protocol(_PAPER, _RECIPE, test_points=6),
         full=Protocol(_PAPER, replace(_RECIPE, epochs=60), test_points=60),
         dance=dance.Settings(),
-        datm=Plan(experts=trajectories.ExpertRecipe(), student=Protocol(_PAPER, _SOFT_RECIPE, test_points=6)),
+        datm=Plan(experts=trajectories.ExpertRecipe(), student=Protocol(_PAPER, _SOFT_RECIPE, test_points=1)),
         reductions=(
             "2 % of the training images are held out for the validation rule (published: none)",
             "full noisy set: 60 epochs, network and augmentation of the students (the paper's recipe is unknown)",
+            "DATM: the exact gradient; the noisy-label study followed that of TESLA (profile paper-tesla)",
         ),
     ),
 }
@@ -211,4 +213,10 @@ PROFILES["paper-uniform"] = replace(
         *PROFILES["paper"].reductions,
         "DATM: the settings published for clean labels under every noise (the study chose some of them for each noise)",
     ),
+)
+PROFILES["paper-tesla"] = replace(
+    PROFILES["paper"],
+    name="paper-tesla",
+    datm=replace(PROFILES["paper"].datm, gradient="tesla"),
+    reductions=PROFILES["paper"].reductions[:-1],
 )

@@ -42,7 +42,7 @@ class _TensorMachine(Machine):
 
     def __init__(self, file: zipfile.ZipFile, folder: PurePosixPath) -> None:
         super().__init__()
-        self.file, self.folder = file, folder
+        self.file, self.folder, self.loaded = file, folder, False
         self.names = {
             "torch._utils _rebuild_tensor_v2": _tensor,
             "torch._utils _rebuild_parameter": lambda values, *_: values,
@@ -61,6 +61,9 @@ class _TensorMachine(Machine):
         if what != "storage" or kind not in _TYPES.values() or not key.isdecimal():
             raise ValueError(f"it refers to {what!r} {key!r} of type {kind!r}")
         member = self.file.getinfo(str(self.folder / "data" / key))
+        if self.loaded or member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("it holds more than one storage, or a compressed one")
+        self.loaded = True
         if member.file_size > MAX_BYTES or member.file_size != count * np.dtype(kind).itemsize:
             raise ValueError(f"a storage of {count} numbers has {member.file_size} bytes")
         return np.frombuffer(self.file.read(member), kind)

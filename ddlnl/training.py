@@ -39,7 +39,7 @@ class Recipe:
 
     def rate(self, epoch: int) -> float:
         """Learning rate of `epoch` (counted from 0)."""
-        return self.lr * self.decay ** sum(epoch >= int(self.epochs * part) for part in self.decay_at)
+        return self.lr * self.decay ** sum(epoch >= max(1, int(self.epochs * part)) for part in self.decay_at)
 
 
 @dataclass(frozen=True)

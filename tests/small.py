@@ -33,6 +33,7 @@ MATCHING = MatchingSettings(
     target_epochs=1,
     batch=4,
     first_max_start=None,
+    expansion=None,
     max_start=2,
     threshold=1e9,
     strategy="color_crop_cutout_scale_rotate",

@@ -111,10 +111,38 @@ def test_a_closed_gate_leaves_images_labels_step_size_and_momenta_alone():
     assert run.report(2)["gated"] == 2
 
 
-def test_a_run_that_never_opens_the_gate_stops_and_says_what_helps():
-    run = make_run(replace(SETTINGS, threshold=1e-9, iterations=300, steps=1))
-    with pytest.raises(training.NoProgress, match=r"first 200 iterations.*smaller step_size"):
+@pytest.mark.parametrize(("iterations", "patience"), [(300, 200), (5, 5)])
+def test_a_run_that_never_opens_the_gate_stops_and_says_what_helps(iterations, patience):
+    run = make_run(replace(SETTINGS, threshold=1e-9, iterations=iterations, steps=1))
+    with pytest.raises(training.NoProgress, match=rf"first {patience} iterations.*smaller step_size"):
         list(datm.distil(run))
+
+
+def test_an_iteration_reads_two_snapshots(monkeypatch):
+    run, read = make_run(), []
+    original = run.trajectories.parameters
+    monkeypatch.setattr(run.trajectories, "parameters", lambda *which: read.append(which) or original(*which))
+    run.iterate(0)
+    (expert, first), (same, second) = read
+    assert (same, second) == (expert, first + SETTINGS.target_epochs)
+
+
+def test_a_student_that_diverges_is_gated_and_nan_stops_the_run_with_the_last_good_checkpoint(monkeypatch):
+    run, memory, exact, calls = make_run(), Memory(), datm.matching_gradient, itertools.count()
+
+    def broken(*arguments, **named):
+        loss, *gradients = exact(*arguments, **named)
+        return {0: loss * torch.inf, 2: loss * torch.nan}.get(next(calls), loss), *gradients
+
+    monkeypatch.setattr(datm, "matching_gradient", broken)
+    before, checkpoints = variables(run), datm.distil(run, memory)
+    assert next(checkpoints) == 0
+    run.iterate(0)
+    assert run.report(1) == {"loss": [pytest.approx(1e30)], "step_size": [0.05], "gated": 1, "clamped": 0}
+    assert all(torch.equal(*pair) for pair in zip(before, variables(run), strict=True))
+    memory.load = lambda: (max(memory.kept), {})
+    with pytest.raises(training.NotFinite, match=r"loss is not finite in iteration 1 .* before iteration 1 is kept\."):
+        list(checkpoints)
 
 
 @pytest.mark.parametrize("name", ["images", "logits", "step_size"])
@@ -174,7 +202,9 @@ def test_minibatches_use_every_image_once_before_any_again():
     assert drawn.minibatches.shape == (5, 2)
     assert sorted(drawn.minibatches[:3].flatten().tolist()) == list(range(6))
     assert len(set(drawn.minibatches[3:].flatten().tolist())) == 4
-    assert all(len(one.codes) == 1 or "color" in SETTINGS.strategy for one in drawn.augmentations)
+    operations = [tuple(one.codes.tolist()) for one in make_run(replace(SETTINGS, steps=40)).draw(0).augmentations]
+    assert {len(one) for one in operations} <= {1, 3}  # one operation each; colour is three codes
+    assert len(set(operations)) > 2
     starts = {make_run().draw(iteration).start for iteration in range(20)}
     assert starts == {0, 1}
 
@@ -191,7 +221,7 @@ def test_initial_images_carry_their_observed_class_and_expert_logits():
     finals = networks.flatten(stack.state())
     found = datm_initial.initial_set(train, 4, "predicted", finals, network, preprocessing, 0)
     assert found.images.shape == (12, 3, 8, 8)
-    logits = [datm_initial._Experts(finals, network, preprocessing).logits(k, train.images) for k in range(2)]
+    logits = [datm_initial.Experts(finals, network, preprocessing).logits(k, images) for k in range(2)]
     for row in range(12):
         label = row // 4
         index = int((images - found.images[row]).flatten(1).abs().sum(1).argmin())

@@ -102,3 +102,22 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path, changes):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="images_best"):
         datm_import.read(tmp_path)
+
+
+@pytest.mark.parametrize(("times", "compression"), [(2, zipfile.ZIP_STORED), (1, zipfile.ZIP_DEFLATED)])
+def test_a_storage_is_read_once_and_never_unpacked(tmp_path, times, compression):
+    """A small file must not become many gigabytes."""
+
+    class Storage:
+        pass
+
+    class Pickler(pickle._Pickler):
+        def persistent_id(self, thing):
+            return ("storage", torch.FloatStorage, "0", "cpu", 1024) if isinstance(thing, Storage) else None
+
+    with zipfile.ZipFile(tmp_path / "x.pt", "w", compression) as file:
+        with file.open("x/data.pkl", "w") as member:
+            Pickler(member, 2).dump([Storage() for _ in range(times)])
+        file.writestr("x/data/0", bytes(4096))
+    with pytest.raises(InputError, match="more than one storage, or a compressed one"):
+        torch_tensor.read(tmp_path / "x.pt")

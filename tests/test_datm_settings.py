@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
+from small import image_set
 
-from ddlnl import datm_settings
+import ddlnl
+from ddlnl import datm_settings, trajectories
 from ddlnl.datm_settings import Settings, published
 from ddlnl.errors import InputError
 from ddlnl.profiles import PROFILES
@@ -61,6 +63,12 @@ def test_one_setting_for_all_conditions_is_that_of_clean_labels():
     assert PROFILES["paper"].datm.settings_for("cifar10", "asymmetric:0.8", 50).lr_step == 1e-6
 
 
+def test_the_gradient_of_the_noisy_label_study_is_a_profile():
+    exact, tesla = (PROFILES[name].datm.settings_for("cifar10", "clean", 10) for name in ("paper", "paper-tesla"))
+    assert (exact.gradient, tesla.gradient) == ("exact", "tesla")
+    assert exact == replace(tesla, gradient="exact")
+
+
 def test_a_noise_nobody_published_gets_the_clean_settings():
     assert published("cifar10", "asymmetric:0.3", 50) == published("cifar10", "clean", 50)
 
@@ -71,11 +79,18 @@ def test_what_was_never_published_is_refused_with_what_is(dataset, ipc):
         published(dataset, "clean", ipc)
 
 
+def test_distilling_what_was_never_published_is_refused_before_any_expert(monkeypatch):
+    monkeypatch.setattr(trajectories, "train", lambda *_: pytest.fail("experts were trained"))
+    for images, ipc in ((image_set(), 1), (replace(image_set(), name="cifar10"), 7)):
+        with pytest.raises(InputError, match="no published settings"):
+            ddlnl.distill(images, "datm", ipc=ipc, profile="paper", device="cpu")
+
+
 def test_the_window_of_start_epochs_grows_as_published():
     ten, one = published("cifar10", "clean", 10), published("cifar10", "clean", 1)
     assert [ten.start_end(iteration) for iteration in (0, 500, 999, 1000, 5000)] == [10, 15, 19, 20, 20]
     assert {one.start_end(iteration) for iteration in (0, 5000)} == {4}
-    assert ten.last_epoch == 21
+    assert ten.window == range(22)
 
 
 def test_the_paper_profile_keeps_every_epoch_that_its_settings_touch():

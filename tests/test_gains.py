@@ -18,9 +18,9 @@ def cell(before, after, seed: int = 0, evaluate_at=(0.0, 1.0), method="datm", ra
     curves = [
         {"epochs": [1, 2], "test": [[0.0, one / 100] for one in side], "validation": []} for side in (before, after)
     ]
-    settings = {"distiller": {"evaluate_at": list(evaluate_at)}} if method in ("datm", "dance") else {}
+    names = [f"iteration-{round(100 * part)}" for part in evaluate_at] if method in ("datm", "dance") else ["chosen"]
     made = record("digits", method, rate, ipc, seed, 2, 0.01)
-    return made | {"curves": curves[-len(evaluate_at) :], "settings": settings} | changes
+    return made | {"curves": curves[-len(names) :], "checkpoints": names} | changes
 
 
 def only(*cells: dict) -> pd.Series:

@@ -106,3 +106,14 @@ def test_an_array_whose_bytes_do_not_fill_its_shape_is_refused(tmp_path):
 def test_a_checkpoint_without_a_fitting_set_is_refused(tmp_path, changes):
     with pytest.raises(InputError):
         rcig_import.read(written(tmp_path, pack(checkpoint(**changes))))
+
+
+def test_arrays_within_arrays_are_refused_without_running_out_of_stack(tmp_path):
+    inner = b"\xc0"
+    for _ in range(3000):
+        inner = b"\x93" + inner + b"\xa0\xc4\x00"  # (inner, "", no bytes)
+        inner = b"\xc9" + struct.pack(">I", len(inner)) + b"\x01" + inner
+    path = tmp_path / "nested"
+    path.write_bytes(b"\x81\xa1x" + inner)
+    with pytest.raises(InputError, match="an array lies within another"):
+        flax_file.read(path)

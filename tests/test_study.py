@@ -311,7 +311,7 @@ def test_held_out_images_are_noisy_and_never_trained_on(archive_path):
 def test_no_method_sees_clean_labels(archive_path):
     noisy = ddlnl.noise.corrupt(ddlnl.datasets.load(archive_path).train, "symmetric:0.5", 0)
     blind = replace(noisy, clean=noisy.clean[::-1].copy())
-    for method in ("dance", "random", "random_soft", "predicted"):
+    for method in ("dance", "datm", "random", "random_soft", "predicted"):
         first, second = (ddlnl.distill(one, method=method, ipc=2, device="cpu") for one in (noisy, blind))
         assert torch.equal(first.images, second.images)
         assert torch.equal(first.labels, second.labels)

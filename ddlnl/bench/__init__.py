@@ -36,6 +36,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "laptop": {"repeats": 7},
     "paper": {"repeats": 7},
     "paper-uniform": {"repeats": 7},
+    "paper-tesla": {"repeats": 7},
 }
 
 
