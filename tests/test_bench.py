@@ -30,7 +30,9 @@ TARGETS = {
     "augment_composed": 8,
     "augment_single": 4,
     "training_step": 1.7,
+    "training_step_bf16": 4,
     "dance_iteration": 3,
+    "dance_iteration_bf16": 6,
 }
 
 
@@ -167,7 +169,9 @@ def test_every_profile_has_rows_and_repetitions():
     assert {case.name for case in bench.left_out(bench.PROFILES["demo"]["rows"])} == {
         "convnet",
         "training_step",
+        "training_step_bf16",
         "dance_iteration",
+        "dance_iteration_bf16",
     }
 
 
