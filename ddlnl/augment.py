@@ -8,6 +8,7 @@ and synthetic images (siamese), indexed by class, stacked for a stack of network
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,9 +30,9 @@ class Augmentation:
     table: Tensor
     codes: Tensor
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Augmented (N, C, H, W) images; differentiable in `images` only."""
-        return ops.augment(images, self.table, self.codes)
+    def __call__(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+        """Augmented (N, C, H, W) images, those at `index` (N,) where it is given; differentiable in `images` only."""
+        return ops.augment(images, self.table, self.codes, index)
 
     def to(self, device: torch.device) -> Augmentation:
         """The same draw on another device."""
@@ -41,6 +42,11 @@ class Augmentation:
         """The same draw with row `index[n]` for image n, for example one row per class."""
         shared = self.codes.dim() == 1
         return Augmentation(self.table[index], self.codes if shared else self.codes.expand(len(self.table), -1)[index])
+
+
+def stacked(draws: Sequence[Augmentation]) -> Augmentation:
+    """R draws with as many operations each, one after another: draw r for the r-th of R equal runs of images."""
+    return Augmentation(torch.cat([one.table for one in draws]), torch.stack([one.codes for one in draws]))
 
 
 def program(*operations: str) -> Tensor:

@@ -175,8 +175,7 @@ def _epoch(stack, optimiser, images, targets, recipe, generators) -> Tensor:
     orders = torch.stack([torch.randperm(len(images), generator=one) for one in generators]).to(images.device)
     total = torch.zeros((), device=images.device)
     for index in orders.split(recipe.batch_size, dim=1):
-        pairs = [_batch(images[i], targets[i], recipe, one) for i, one in zip(index, generators, strict=True)]
-        inputs, labels = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+        inputs, labels = _batches(images, targets, index, recipe, generators)
         # The mean over a network's batch, summed over networks: each network gets its own gradient, unscaled.
         loss = F.cross_entropy(stack(inputs).flatten(0, 1), labels.flatten(0, 1)) * len(stack)
         optimiser.zero_grad()
@@ -186,13 +185,19 @@ def _epoch(stack, optimiser, images, targets, recipe, generators) -> Tensor:
     return total
 
 
-def _batch(images: Tensor, targets: Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    if recipe.augmentation:
-        drawn = augment.draw(recipe.augmentation, len(images), images.shape[2:], generator, recipe.mode)
-        images = drawn.to(images.device)(images)
-    if recipe.cutmix and float(torch.rand((), generator=generator)) < recipe.cutmix:
-        images, targets = augment.cutmix(images, targets, generator)
-    return images, targets
+def _batches(images, targets, index, recipe, generators) -> tuple[Tensor, Tensor]:
+    """(M, B, C, H, W) images and (M, B, K) targets at `index` (M, B), row m changed by draws from generator m."""
+    labels = targets[index]
+    if not recipe.augmentation:
+        inputs = images[index]
+    else:
+        size = images.shape[2:]
+        draws = [augment.draw(recipe.augmentation, index.shape[1], size, one, recipe.mode) for one in generators]
+        inputs = augment.stacked(draws).to(images.device)(images, index.flatten()).unflatten(0, index.shape)
+    for row, one in enumerate(generators):
+        if recipe.cutmix and float(torch.rand((), generator=one)) < recipe.cutmix:
+            inputs[row], labels[row] = augment.cutmix(inputs[row], labels[row], one)
+    return inputs, labels
 
 
 def _snapshot(stack: Stack, optimiser: torch.optim.SGD) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ddlnl import augment, gsam, networks, ops, training
+from ddlnl import augment, gsam, networks, training
 from ddlnl.errors import InputError
 from ddlnl.generators import derive, generator
 from ddlnl.networks import Stack
@@ -118,9 +118,7 @@ def _augmented(images: Tensor, index: Tensor, recipe: ExpertRecipe, generators: 
     """(M, B, C, H, W): the images of `index` (M, B), each row under the operation its network drew."""
     size, count = images.shape[2:], index.shape[1]
     drawn = [augment.draw(recipe.augmentation, count, size, one, mode="single") for one in generators]
-    table = torch.cat([one.table for one in drawn]).to(images.device)
-    codes = torch.stack([one.codes for one in drawn]).to(images.device)
-    augmented = ops.augment(images, table, codes, index.flatten())
+    augmented = augment.stacked(drawn).to(images.device)(images, index.flatten())
     if images.is_cpu:  # an eighth faster through all layers; CUDA's fused tail would copy it back
         augmented = augmented.contiguous(memory_format=torch.channels_last)
     return augmented.unflatten(0, index.shape)

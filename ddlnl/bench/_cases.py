@@ -110,10 +110,13 @@ def _tangent(device: torch.device, scale: float, side: int) -> list[Pair]:
     return [Pair(baseline, ours)]
 
 
-def _stack_and_eager(device: torch.device, scale: float) -> tuple[networks.Stack, EagerConvNet]:
-    """The same network of depth 3, as a stack of one and eager."""
+def _stack_and_eager(
+    device: torch.device, scale: float, precision: str = "float32"
+) -> tuple[networks.Stack, EagerConvNet]:
+    """The same network of depth 3, as a stack of one in that precision and eager in float32."""
     width = _part(128, scale)
-    stack = training.initialise(lambda: Architecture(width=width).build(CLASSES, SIDE, 3), [0], device)
+    architecture = Architecture(width=width, precision=precision)
+    stack = training.initialise(lambda: architecture.build(CLASSES, SIDE, 3), [0], device)
     eager = EagerConvNet(width, CLASSES).to(device)
     vector_to_parameters(networks.flatten(stack.state())[0], eager.parameters())
     return stack, eager
@@ -136,9 +139,9 @@ def _convnet(device: torch.device, scale: float) -> list[Pair]:
     return [Pair(partial(both_ways, eager), partial(both_ways, stack.skeleton))]
 
 
-def _training_step(device: torch.device, scale: float) -> list[Pair]:
+def _training_step(device: torch.device, scale: float, precision: str = "float32") -> list[Pair]:
     """An epoch of one batch; the result is by how much it moved the parameters."""
-    stack, eager = _stack_and_eager(device, scale)
+    stack, eager = _stack_and_eager(device, scale, precision)
     count = _part(256, scale)
     images, logits = _random(device, (count, 3, SIDE, SIDE), (count, CLASSES))
     targets, recipe = (
@@ -176,13 +179,14 @@ def _augment(device: torch.device, scale: float, *programs: tuple[str, ...]) -> 
     return pairs
 
 
-def _dance(device: torch.device, scale: float) -> list[Pair]:
+def _dance(device: torch.device, scale: float, precision: str = "float32") -> list[Pair]:
     """The result is by how much an iteration moved the images."""
     classes, ipc, batch = _part(CLASSES, scale), _part(10, scale), _part(128, scale)
     labels = np.repeat(np.arange(classes), max(2 * batch, 4 * ipc))
     pixels = numpy_generator(0, "bench").integers(0, 256, (len(labels), SIDE, SIDE, 3), np.uint8)
     images = ImageSet(pixels, labels, labels, tuple(map(str, range(classes))), "random")
-    settings = dance.Settings(real_batch=batch, architecture=Architecture(width=_part(128, scale)))
+    architecture = Architecture(width=_part(128, scale), precision=precision)
+    settings = dance.Settings(real_batch=batch, architecture=architecture)
 
     def build() -> nn.Module:
         return settings.architecture.build(classes, SIDE, 3)
@@ -293,11 +297,27 @@ CASES = (
         slow=True,
     ),
     Case(
+        "training_step_bf16",
+        "the same, ours with bfloat16 activations, baseline float32",
+        4,
+        partial(_training_step, precision="bf16"),
+        tolerance=0.1,
+        slow=True,
+    ),
+    Case(
         "dance_iteration",
         "iteration of DANCE, CIFAR-10 shapes, 10 images per class, width 128, 128 real images per class",
         3,
         _dance,
         tolerance=1e-2,
+        slow=True,
+    ),
+    Case(
+        "dance_iteration_bf16",
+        "the same, ours with bfloat16 activations, baseline float32",
+        6,
+        partial(_dance, precision="bf16"),
+        tolerance=0.1,
         slow=True,
     ),
     Case("trajectory_distance", "trajectory distance of 320,010 parameters", None, _trajectory),

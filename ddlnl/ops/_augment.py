@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddlnl import _core
 from ddlnl.ops import reference
+from ddlnl.ops._function import Function
 from ddlnl.ops.reference._augment import check
 
 
@@ -43,7 +44,7 @@ def _fits(images: Tensor) -> bool:
     return _core.fits(images, 3 * images.shape[1:].numel())
 
 
-class Augment(torch.autograd.Function):
+class Augment(Function):
     """(images, table, codes, index, linear) -> augmented images; `linear` leaves out the brightness offset."""
 
     @staticmethod
@@ -79,7 +80,7 @@ class Augment(torch.autograd.Function):
         return result.unflatten(0, (size, result.shape[0] // size)), 0
 
 
-class AugmentAdjoint(torch.autograd.Function):
+class AugmentAdjoint(Function):
     """(gradient, table, codes, index, count) -> the transpose of the linear part, (count, C, H, W)."""
 
     @staticmethod

@@ -16,6 +16,7 @@ from torch import Tensor
 from ddlnl import _core
 from ddlnl.errors import InputError
 from ddlnl.ops import reference
+from ddlnl.ops._function import Function
 
 
 def norm_relu_pool(
@@ -134,7 +135,7 @@ def _zeros_without(one: Tensor | None, other: Tensor) -> Tensor:
     return torch.zeros_like(other) if one is None else one
 
 
-def _vmapped(function: type[torch.autograd.Function], info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+def _vmapped(function: type[Function], info: Any, in_dims: tuple, *arguments: Any) -> tuple:
     """The vmap rule of every function here: V batches of N images and G rows are one of V N images and V G rows."""
     folded = [
         _at_front(argument, dim, info.batch_size).flatten(0, 1) if isinstance(argument, Tensor) else argument
@@ -150,7 +151,7 @@ def _at_front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-class _Value(torch.autograd.Function):
+class _Value(Function):
     """(x, weight (G, C), bias (G, C), eps, norm) to (value, statistics); statistics have no derivative."""
 
     @staticmethod
@@ -181,7 +182,7 @@ class _Value(torch.autograd.Function):
         return _vmapped(_Value, info, in_dims, *arguments)
 
 
-class _Backward(torch.autograd.Function):
+class _Backward(Function):
     """(gradient, x, weight, bias, statistics, eps, norm) to the gradients of x, weight and bias, None for None."""
 
     @staticmethod
@@ -224,7 +225,7 @@ def _tangent_and_gradients(ctx: Any, value_gradient, dx, dweight, dbias) -> tupl
     return tangent, all_six[::2]
 
 
-class _Tangent(torch.autograd.Function):
+class _Tangent(Function):
     """(x, dx, weight, dweight, bias, dbias, eps, norm) to (value, tangent, statistics)."""
 
     @staticmethod
@@ -258,7 +259,7 @@ class _Tangent(torch.autograd.Function):
         return _vmapped(_Tangent, info, in_dims, *arguments)
 
 
-class _TangentBackward(torch.autograd.Function):
+class _TangentBackward(Function):
     """(gradient, dgradient, the six tensors, statistics, eps, norm) to the gradients of the six, None for None."""
 
     @staticmethod

@@ -20,6 +20,7 @@ from torch import Tensor
 from ddlnl import _core
 from ddlnl.errors import InputError
 from ddlnl.ops import reference
+from ddlnl.ops._function import Function
 
 
 def trajectory_distance(student: Tensor, target: Tensor, start: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ def _check_range(name: str, labels: Tensor, num_classes: int) -> None:
         raise InputError(f"{name} has label {wrong}; the {num_classes} classes are 0 to {num_classes - 1}.")
 
 
-class TrajectorySums(torch.autograd.Function):
+class TrajectorySums(Function):
     """(student, target, start), (P,) or (M, P) each -> (2,) or (M, 2) float64; quadratic, so its derivatives are
     formulas of the inputs alone."""
 
@@ -142,7 +143,7 @@ def _batch_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-class ClassMeans(torch.autograd.Function):
+class ClassMeans(Function):
     """(features (N, D), labels (N,), K) -> (means (K, D), counts (K,)); linear in the features."""
 
     @staticmethod
@@ -181,7 +182,7 @@ class ClassMeans(torch.autograd.Function):
         return (means.unflatten(0, (size, num_classes)), counts.unflatten(0, (size, num_classes))), (0, 0)
 
 
-class ClassMeansAdjoint(torch.autograd.Function):
+class ClassMeansAdjoint(Function):
     """(gradient (K, D), labels (N,), counts (K,)) -> (N, D): the transpose of `ClassMeans`, and it is its own."""
 
     @staticmethod
