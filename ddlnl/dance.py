@@ -9,8 +9,9 @@ momentum advances for every class at every step, and between two visits its effe
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ddlnl import augment, networks, ops, training
 from ddlnl.datasets import ImageSet
 from ddlnl.distilled import decode
 from ddlnl.generators import derive, generator, numpy_generator
+from ddlnl.precision import require_direction
 from ddlnl.preprocess import Preprocessing, to_float
 from ddlnl.training import Architecture, Recipe
 
@@ -250,6 +252,20 @@ class Dance:
             total += value.detach()
         return gradient, total
 
+    def require_precision(self, images: Tensor, iteration: int) -> None:
+        """Raise `InputError` unless the gradients of `iteration` point where those in float32 do."""
+        exact, draws = copy.copy(self), self.draw(iteration)
+        exact.network = replace(self.settings.architecture, precision="float32").build(
+            self.classes, self.size[0], self.real.shape[3]
+        )
+        exact.network.to(images.device)
+        for name, loss in (
+            ("matching loss", lambda run: lambda s, first: run.matching_loss(s, first, iteration, draws)),
+            ("calibration loss", lambda run: lambda s, first: run.calibration_loss(s, first, draws)),
+        ):
+            ours, theirs = (run.gradient(images, loss(run))[0] for run in (self, exact))
+            require_direction(ours, theirs, self.settings.architecture.precision, name)
+
     def iterate(self, state: Momentum, iteration: int) -> tuple[Tensor, Tensor]:
         """One iteration in place; returns the two losses, each averaged over classes."""
         draws = self.draw(iteration)
@@ -291,7 +307,7 @@ def distil(
     last.
 
     A run that resumes yields the checkpoints that are still to come. Raises `training.NotFinite` when a loss is NaN or
-    infinite.
+    infinite, and `InputError` where the precision of the architecture is too coarse.
     """
     run = Dance(train, ipc, settings, experts, preprocessing, seed, device)
     images = initial_images(train, ipc, settings, seed).to(device)
@@ -301,6 +317,8 @@ def distil(
         start = saved[0]
         state.images.copy_(saved[1]["images"])
         state.velocity.copy_(saved[1]["velocity"])
+    elif settings.architecture.precision != "float32":
+        run.require_precision(images, 0)
     due = checkpoints(settings)
     for iteration in range(start, settings.iterations + 1):
         if iteration in due:

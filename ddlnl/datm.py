@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from ddlnl import augment, training
 from ddlnl.datm_initial import Initial
 from ddlnl.datm_settings import Settings
-from ddlnl.errors import InputError
 from ddlnl.generators import generator
 from ddlnl.matching import matching_gradient
+from ddlnl.precision import require_direction
 from ddlnl.trajectories import Trajectories
 
 __all__ = ["Datm", "Draws", "Settings", "checkpoints", "distil", "matching_gradient"]
 
 _SMALLEST_STEP = 1e-6
-_LEAST_COSINE = 0.999
 _PATIENCE = 200  # iterations
 _FILE = 10  # experts that the published code keeps in one file, and goes through before the next
 _VARIABLES = ("images", "logits", "step_size")
@@ -131,12 +130,7 @@ class Datm:
         ends = self._ends(draws)
         ours, exact = (self.gradient(draws, ends, precision) for precision in (chosen, "float32"))
         for at, name in ((1, "images"), (2, "labels")):
-            cosine = float(torch.cosine_similarity(ours[at].flatten(), exact[at].flatten(), dim=0))
-            if not cosine >= _LEAST_COSINE:
-                raise InputError(
-                    f"In the precision {chosen!r} the gradient of the {name} has a cosine of {cosine:.4f} with that in "
-                    f"float32, and it must have {_LEAST_COSINE}; for these data only 'float32' is allowed."
-                )
+            require_direction(ours[at], exact[at], chosen, name)
 
     def _update(self, gradients: dict[str, Tensor], iteration: int) -> None:
         settings = self.settings

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from small import NETWORK, SETTINGS, image_set
 from torch.func import functional_call
 
-from ddlnl import dance, networks, preprocess, training
+from ddlnl import dance, networks, precision, preprocess, training
 from ddlnl.distilled import decode
+from ddlnl.errors import InputError
 from ddlnl.generators import generator
 
 CPU = torch.device("cpu")
@@ -224,3 +225,20 @@ def test_noise_initialisation_is_clamped_and_depends_on_the_seed():
     assert first.max() <= 1
     assert not torch.equal(first, second)
     assert first.shape == torch.randn(6, 3, 8, 8, generator=generator(0, "shape")).shape
+
+
+def test_a_precision_whose_gradient_points_elsewhere_is_refused(monkeypatch):
+    run, train = make_run(architecture=replace(NETWORK, precision="bf16"))
+    experts = {"initial": run.initial, "trained": run.trained}
+    arguments = train, 2, run.settings, experts, run.preprocessing, 0, CPU
+    monkeypatch.setattr(precision, "LEAST_COSINE", 0.9)
+    assert next(dance.distil(*arguments))[0] == 0
+    loss = dance.Dance.matching_loss
+
+    def coarse(self, images, *rest):
+        value = loss(self, images, *rest)
+        return value + 1e3 * images.sum() if self.network.blocks[0].half else value
+
+    monkeypatch.setattr(dance.Dance, "matching_loss", coarse)
+    with pytest.raises(InputError, match=r"'bf16' the gradient of the matching loss has a cosine of -?0\.\d+ "):
+        next(dance.distil(*arguments))
