@@ -275,7 +275,9 @@ def test_training_stopped_anywhere_goes_on_to_the_same_files(
 
 PROGRAM = """
 import sys
+import torch
 import test_trajectories
+torch.set_num_threads(int(sys.argv[2]))  # as here: the bits of a sum depend on them
 test_trajectories.train(sys.argv[1])
 """
 
@@ -284,7 +286,8 @@ def test_a_killed_process_leaves_what_its_successor_goes_on_from(whole, tmp_path
     """kill -9 at some moment after the first snapshots."""
     paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, tmp_path], env=environment)
+    threads = str(torch.get_num_threads())
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, tmp_path, threads], env=environment)
     while process.poll() is None and len(files(tmp_path)) < 3:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
