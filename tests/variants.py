@@ -34,14 +34,14 @@ SANITIZE = [
 
 # File, what stands there, what stands there instead: signs, indices, borders, forgotten terms.
 MUTANTS = [
-    ("block_cpu.cpp", "squares / A(n) + eps", "squares / A(n) - eps"),
-    ("block_cpu.cpp", "product += d * xh;", "product -= d * xh;"),
-    ("block_cpu.cpp", "top[width - 1] = bottom[width - 1] = 0", "top[width - 1] = bottom[width - 1] = 1"),
-    ("block_cpu.cpp", "(has_dw ? dscale * xh : A(0)) + dshift", "(has_dw ? dscale * xh : A(0)) - dshift"),
+    ("block_planes.h", "squares / A(n) + eps", "squares / A(n) - eps"),
+    ("block_planes.h", "product += d * xh;", "product -= d * xh;"),
+    ("block_planes.h", "top[width - 1] = bottom[width - 1] = 0", "top[width - 1] = bottom[width - 1] = 1"),
+    ("block_planes.h", "(has_dw ? dscale * xh : A(0)) + dshift", "(has_dw ? dscale * xh : A(0)) - dshift"),
     ("block_cpu.cpp", "shares[image * block.channels + c]", "shares[group * block.channels + c]"),
     ("block_cpu.cpp", "sums[kAx][at] += sums[kEd][at]", "sums[kAx][at] -= sums[kEd][at]"),
-    ("block_cpu.cpp", "body(first + (width + 1) * channels);", "body(first + width * channels);"),
-    ("block_cpu.cpp", "last_row ? 0 : 2 * block.pooled_width()", "2 * block.pooled_width()"),
+    ("block_last.h", "(block.width + 1) * block.channels);", "block.width * block.channels);"),
+    ("block_last.h", "last_row ? 0 : 2 * block.pooled_width()", "2 * block.pooled_width()"),
     ("block.h", "- 2 * r * s * q1 + q2", "- 2 * r * s * q1 - q2"),
     ("block.h", "image / (images / groups)", "image % groups"),
     ("augment_cpu.cpp", "(1 - contrast) * mean", "contrast * mean"),
