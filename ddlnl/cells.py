@@ -23,9 +23,10 @@ from torch import Tensor
 
 import ddlnl
 from ddlnl import _allocator, archives, datasets, evaluation, measure, methods, noise, ops, preprocess
+from ddlnl.curves import Curves
 from ddlnl.datasets import ImageSet
 from ddlnl.errors import InputError
-from ddlnl.evaluation import RULES, Curves
+from ddlnl.evaluation import RULES
 from ddlnl.generators import numpy_generator
 from ddlnl.preprocess import Preprocessing
 from ddlnl.profiles import PROFILES, Profile

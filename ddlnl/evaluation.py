@@ -14,23 +14,15 @@ import torch
 from torch import Tensor
 
 from ddlnl import training
+from ddlnl.curves import Curves, Marks
 from ddlnl.datasets import ImageSet
 from ddlnl.distilled import DistilledSet
 from ddlnl.errors import InputError
 from ddlnl.generators import derive
 from ddlnl.preprocess import Preprocessing, to_float
-from ddlnl.training import Protocol, accuracies
+from ddlnl.training import Protocol
 
 RULES = ("last", "validation", "best_on_test")
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Accuracies of S students at P test points: `test` and `validation` are S lists of P fractions of 1."""
-
-    epochs: list[int]
-    test: list[list[float]]
-    validation: list[list[float]]
 
 
 def select(checkpoints: Sequence[Curves], rule: str) -> list[float]:
@@ -105,34 +97,32 @@ def train_students(
     points = protocol.tested_epochs(recipe.epochs)
     classes, channels, size = targets.shape[1], images.shape[1], images.shape[-1]
     stack = training.initialise(lambda: protocol.architecture.build(classes, size, channels), seeds, images.device)
-    curves = {exam: torch.zeros(len(seeds), len(points), dtype=torch.float64) for exam in exams}
+    marks = Marks(exams, len(seeds), points, classes)
 
     def test(epoch: int) -> None:
         if epoch in points:
-            for exam, (inputs, labels) in exams.items():
-                curves[exam][:, points.index(epoch)] = accuracies(stack, inputs, labels)
+            marks.enter(epoch, lambda inputs: training.predict(stack, inputs).argmax(2))
 
-    kept = _WithCurves(progress, curves) if progress else None
+    kept = _WithMarks(progress, marks) if progress else None
     training.train(stack, images, targets, recipe, seeds, after_epoch=test, progress=kept)
-    found = {exam: curve.tolist() for exam, curve in curves.items()}
-    return Curves(points, found["test"], found.get("validation", []))
+    return marks.curves()
 
 
-class _WithCurves:
-    """Keeps the accuracies measured so far beside the training state, so that a resumed run reports them all."""
+class _WithMarks:
+    """Keeps the marks given so far beside the training state, so that a resumed run reports them all."""
 
-    def __init__(self, progress: training.Progress, curves: dict[str, Tensor]) -> None:
-        self.progress, self.curves = progress, curves
+    def __init__(self, progress: training.Progress, marks: Marks) -> None:
+        self.progress, self.marks = progress, marks
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
         saved = self.progress.load()
         if saved:
-            for exam, curve in self.curves.items():
-                curve.copy_(saved[1].pop(f"curve.{exam}"))
+            for name, tensor in self.marks.tensors().items():
+                tensor.copy_(saved[1].pop(name))
         return saved
 
     def save(self, step, state) -> None:
-        self.progress.save(step, lambda: state() | {f"curve.{exam}": curve for exam, curve in self.curves.items()})
+        self.progress.save(step, lambda: state() | self.marks.tensors())
 
 
 def evaluate(

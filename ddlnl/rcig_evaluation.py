@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ddlnl import rcig_augment, training
+from ddlnl.curves import Curves, Marks
 from ddlnl.errors import InputError
-from ddlnl.evaluation import Curves
 from ddlnl.generators import generator
 from ddlnl.rcig_meta import mirrored
 from ddlnl.rcig_network import Linearised, Network
@@ -100,22 +100,20 @@ def train_students(
     """
     count, points = len(images), protocol.tested_steps(len(images))
     students = _Students(images, targets, protocol, seeds)
-    curves = {exam: torch.zeros(len(seeds), len(points), dtype=torch.float64) for exam in exams}
+    marks = Marks(exams, len(seeds), points, targets.shape[1])
     finished = 0
     if progress and (saved := progress.load()):
         finished = saved[0]
-        for name, tensor in (students.tensors() | curves).items():
+        for name, tensor in (students.tensors() | marks.tensors()).items():
             tensor.copy_(saved[1][name])
     for step in range(finished, protocol.total(count)):
         students.step(step)
         if step + 1 in points:
             students.require_finite(step)
-            for exam, (inputs, labels) in exams.items():
-                curves[exam][:, points.index(step + 1)] = students.accuracies(inputs, labels)
+            marks.enter(step + 1, students.predict)
         if progress:
-            progress.save(step + 1, lambda: students.tensors() | curves)
-    found = {exam: curve.tolist() for exam, curve in curves.items()}
-    return Curves(points, found["test"], found.get("validation", []))
+            progress.save(step + 1, lambda: students.tensors() | marks.tensors())
+    return marks.curves()
 
 
 class _Students:
@@ -152,15 +150,14 @@ class _Students:
             images = rcig_augment.draw(self.protocol.augmentation, len(images), images.shape[2], source)(images)
         return images, targets
 
-    def accuracies(self, images: Tensor, labels: Tensor) -> Tensor:
-        """(S,) float64 fractions predicted correctly."""
+    def predict(self, images: Tensor) -> Tensor:
+        """(S, N) classes of (N, C, H, W) images."""
         rows = _ROWS_ON_CPU if images.device.type == "cpu" else 1000
-        hits = torch.zeros(len(self.seeds), dtype=torch.float64)
-        for student, flat in enumerate(self.flat):
-            for part, true in zip(images.split(rows), labels.split(rows), strict=True):
-                predicted = Linearised(self.network, flat, part, rows).logits.argmax(1)
-                hits[student] += (predicted == true).sum().cpu()
-        return hits / len(labels)
+        each = [
+            torch.cat([Linearised(self.network, flat, part, rows).logits.argmax(1) for part in images.split(rows)])
+            for flat in self.flat
+        ]
+        return torch.stack(each)
 
     def require_finite(self, step: int) -> None:
         if not bool(torch.isfinite(self.flat).all()):

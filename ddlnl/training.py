@@ -220,8 +220,3 @@ def predict(stack: Stack, images: Tensor, batch_size: int | None = None) -> Tens
     # A GPU takes what fits (counted at 32x32 pixels), a CPU what stays in its cache.
     batch_size = batch_size or (max(1, 2000 * 1024 // (images[0, 0].numel() * len(stack))) if images.is_cuda else 128)
     return torch.cat([stack(batch, training=False) for batch in images.split(batch_size)], 1)
-
-
-def accuracies(stack: Stack, images: Tensor, labels: Tensor) -> Tensor:
-    """(M,) float64 fractions of (N,) labels predicted correctly."""
-    return (predict(stack, images).argmax(2) == labels).double().mean(1).cpu()

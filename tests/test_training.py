@@ -95,7 +95,7 @@ def test_a_recipe_draws_its_augmentation_in_its_mode(data):
 def test_training_learns_the_classes(data):
     images, targets = data
     stack = trained(data, [0, 1], Recipe(epochs=60, batch_size=8, lr=0.05))
-    assert training.accuracies(stack, images, targets.argmax(1)).min() > 0.9
+    assert (training.predict(stack, images).argmax(2) == targets.argmax(1)).double().mean(1).min() > 0.9
 
 
 def test_training_stops_with_a_sentence_when_the_loss_is_not_finite(data):
