@@ -1,4 +1,5 @@
-"""The command line: `data ...` brings data to where the package looks for it, `export` and `summary` read notebooks.
+"""The command line: `data ...` brings data to where the package looks for it and reads released distilled sets,
+`export` and `summary` read notebooks.
 
 What cannot be done is said in one sentence on standard error, and the exit code is 2.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ddlnl import datasets, export, human_labels, sources
+from ddlnl import datasets, export, human_labels, imports, sources
 from ddlnl.errors import InputError
 
 
@@ -38,12 +39,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_data_commands(commands: argparse._SubParsersAction) -> None:
-    def add(name: str, run: object, argument: str, meaning: str, purpose: str) -> None:
+    def add(name: str, run: object, argument: str, meaning: str, purpose: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=purpose, description=purpose)
         command.add_argument(argument.lower(), metavar=argument, help=meaning)
         where = "where archives are, and where a new one goes (default: $DDLNL_DATA, else the user's cache directory)"
         command.add_argument("--data-dir", metavar="D", help=where)
         command.set_defaults(run=run)
+        return command
 
     known = ", ".join(datasets.NAMES)
     add("fetch", _fetch, "NAME", f"{known}, or a path to an .npz archive", "find, else download, and check a dataset")
@@ -51,6 +53,13 @@ def _add_data_commands(commands: argparse._SubParsersAction) -> None:
     add("import-tiny-imagenet", _import_tiny_imagenet, "FOLDER", layout, "make an archive from the published pictures")
     files = "CIFAR-10_human.pt or CIFAR-100_human.pt"
     add("import-cifar-n", _import_cifar_n, "LABEL_FILE", files, "add the CIFAR-N human labels to the archive of CIFAR")
+    files = {"rcig": "a flax checkpoint", "datm": "folder of images_best.pt, labels_best.pt and lr_best.pt"}
+    for method, meaning in files.items():
+        purpose = f"write a released set of {method.upper()} as a file that ddlnl.DistilledSet.load reads"
+        command = add(f"import-{method}", _import_set, "PLACE", meaning, purpose)
+        command.add_argument("out", metavar="OUT", help="the file to write (.safetensors)")
+        command.add_argument("--dataset", default="cifar10", metavar="NAME", help="what it was made of (cifar10)")
+        command.set_defaults(read=getattr(imports, method))
 
 
 def _fetch(options: argparse.Namespace) -> None:
@@ -68,6 +77,12 @@ def _import_cifar_n(options: argparse.Namespace) -> None:
     rates = ", ".join(f"{name} ({rate:.2%} wrong)" for name, rate in imported.rates.items())
     origin = "the published file" if imported.published else "not byte for byte the published file"
     print(f"Added {rates} to {imported.path}, from {origin} (SHA-256 {imported.sha256}).")
+
+
+def _import_set(options: argparse.Namespace) -> None:
+    small = options.read(options.place, options.dataset, options.data_dir)
+    small.save(options.out)
+    print(f"Wrote {options.out}: {len(small)} images, IPC {small.ipc}.")
 
 
 def _describe(data: datasets.Dataset) -> None:

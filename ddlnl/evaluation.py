@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ddlnl import training
+from ddlnl import rcig_evaluation, training
 from ddlnl.curves import Curves, Marks
 from ddlnl.datasets import ImageSet
-from ddlnl.distilled import DistilledSet
+from ddlnl.distilled import DistilledSet, Protocol
 from ddlnl.errors import InputError
 from ddlnl.generators import derive
 from ddlnl.preprocess import Preprocessing, to_float
-from ddlnl.training import Protocol
 
 RULES = ("last", "validation", "best_on_test")
 
@@ -87,12 +86,25 @@ def train_students(
     seeds: Sequence[int],
     progress: training.Progress | None = None,
 ) -> Curves:
-    """Train one fresh student per seed, all at once, and test them on every exam at the protocol's test points.
+    """Train one fresh student per seed and test them on every exam at the protocol's test points.
 
     Args:
-        images, targets: (N, C, H, W) preprocessed and (N, K) probabilities.
+        images, targets: (N, C, H, W) preprocessed and (N, K): probabilities, or free numbers for a protocol of RCIG.
         exams: "test" and perhaps "validation", each preprocessed images (T, C, H, W) and labels (T,).
     """
+    train = rcig_evaluation.train_students if isinstance(protocol, rcig_evaluation.Protocol) else _train_classifiers
+    return train(images, targets, protocol, exams, seeds, progress)
+
+
+def _train_classifiers(
+    images: Tensor,
+    targets: Tensor,
+    protocol: training.Protocol,
+    exams: dict[str, tuple[Tensor, Tensor]],
+    seeds: Sequence[int],
+    progress: training.Progress | None,
+) -> Curves:
+    """All students at once, on cross-entropy."""
     recipe = protocol.recipe_for(len(images))
     points = protocol.tested_epochs(recipe.epochs)
     classes, channels, size = targets.shape[1], images.shape[1], images.shape[-1]
@@ -135,7 +147,8 @@ def evaluate(
 ) -> Scores:
     """Accuracy on `test` of `repeats` fresh students trained on a distilled set by the set's own published protocol.
 
-    augmentation: "published", or "none" to train without augmentation and CutMix. Raises `InputError` on bad arguments.
+    augmentation: "published", or "none" to train without augmentation and CutMix (RCIG's second published run). Raises
+    `InputError` on bad arguments.
     """
     if augmentation not in ("published", "none"):
         raise InputError(f"The augmentation {augmentation!r} is unknown; it is published or none.")
@@ -145,9 +158,7 @@ def evaluate(
         raise InputError(
             "The test set does not fit the distilled set; both need the same classes, image size and channels."
         )
-    protocol = small.protocol
-    if augmentation == "none":
-        protocol = replace(protocol, recipe=replace(protocol.recipe, augmentation="", cutmix=0.0))
+    protocol = small.protocol.without_augmentation() if augmentation == "none" else small.protocol
     place = choose_device(device)
     images, targets = small.training_set()
     exam = on_device(test, small.preprocessing, place), torch.from_numpy(test.observed).to(place)

@@ -89,6 +89,10 @@ class Protocol:
         """The epochs (counted from 1) after which students are tested."""
         return sorted({round(epochs * point / self.test_points) for point in range(1, self.test_points + 1)} - {0})
 
+    def without_augmentation(self) -> Protocol:
+        """The same training without augmentation and CutMix."""
+        return replace(self, recipe=replace(self.recipe, augmentation="", cutmix=0.0))
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Protocol:
         """The inverse of `dataclasses.asdict`."""

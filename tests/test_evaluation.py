@@ -122,7 +122,7 @@ def test_distilled_sets_with_different_preprocessing_refuse_to_be_joined():
     other = small_set(preprocessing=preprocess.fit(image_set(seed=9).images, "normalise"))
     with pytest.raises(InputError, match="cannot be mixed"):
         concatenate([small_set(), other])
-    with pytest.raises(InputError, match="factor agree"):
+    with pytest.raises(InputError, match="multi-formation factor and kind of labels agree"):
         concatenate([small_set(), small_set(factor=2)])
 
 
