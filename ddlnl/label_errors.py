@@ -1,8 +1,8 @@
 """From class probabilities to suspected label errors: confident learning (Northcutt et al., JAIR 2021).
 
 The probabilities must be out of sample: those of a model that has not seen the image with its label. Then a class that
-looks much more likely than the given one is evidence against the label, and the counts of such images estimate how often
-each class is mistaken for each other.
+looks much more likely than the given one is evidence against the label, and the counts of such images estimate how
+often each class is mistaken for each other.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ddlnl.errors import InputError
 class Suspicions:
     """What probabilities (N, K) say about given labels (N,) int64.
 
-    quality: (N,) float64 in [0, 1], small where the label is doubtful (`quality`). suggested: (N,) int64, the class that
-    an image shows by its probabilities. suspected: indices of the images counted as errors, most doubtful first. joint:
-    (K, K) float64 estimated number of images with each true (row) and given (column) label; sums to N, columns to the
-    given labels' counts. transition: (K, K) float64, P(given label | true class), rows sum to one.
+    quality: (N,) float64 in [0, 1], small where the label is doubtful (`quality`). suggested: (N,) int64, the class
+    that an image shows by its probabilities. suspected: indices of the images counted as errors, most doubtful first.
+    joint: (K, K) float64 estimated number of images with each true (row) and given (column) label; sums to N, columns
+    to the given labels' counts. transition: (K, K) float64, P(given label | true class), rows sum to one.
     """
 
     given: np.ndarray
@@ -53,8 +53,8 @@ class Suspicions:
 def find(probabilities: np.ndarray, given: np.ndarray) -> Suspicions:
     """Confident learning on out-of-sample `probabilities` (N, K) of images with labels `given` (N,) int64.
 
-    An image is counted for the likeliest class among those whose probability reaches the class's threshold, which is the
-    mean probability of that class over the images given it: eq. (1) and (2) of the paper. So a class that the model
+    An image is counted for the likeliest class among those whose probability reaches the class's threshold, which is
+    the mean probability of that class over the images given it: eq. (1) and (2) of the paper. So a class that the model
     always believes little in is not held against its labels. Images counted for another class than theirs are
     suspected, and the counts, scaled so that every given class has its number of images, are the joint. Raises
     `InputError` where the shapes do not match, a row is no distribution, or a class has no image.

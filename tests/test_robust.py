@@ -1,4 +1,4 @@
-"""Baselines that learn with noisy labels: their losses and gradients are those of the papers, their training repeats."""
+"""Baselines that learn with noisy labels: losses and gradients are those of the papers, and training repeats."""
 
 from __future__ import annotations
 
