@@ -80,7 +80,7 @@ def test_momentum_begins_anew_where_the_rate_falls_if_the_recipe_says_so(data):
     fresh = training.initialise(lambda: NETWORK.build(3, 8, 3), [0], CPU)
     fresh.load(states[1])
     optimiser = torch.optim.SGD(fresh.parameters.values(), lr=recipe.rate(2), momentum=0.9, weight_decay=5e-4)
-    training._epoch(fresh, optimiser, *data, recipe, [training.generator(0, "epoch", 2)])
+    training._epoch(fresh, optimiser, *data, recipe, [training.generator(0, "epoch", 2)], training.Objective(), 2)
     assert torch.equal(networks.flatten(fresh.state()), networks.flatten(states[2]))
     without = networks.flatten(trained(data, [0], replace(recipe, restart=False)).state())
     assert not torch.equal(without, networks.flatten(states[3]))
