@@ -46,8 +46,8 @@ def _ipc(images: Tensor, labels: Tensor, data: Dataset, place: str | Path) -> in
     classes, extra = data.train.num_classes, len(images) % data.train.num_classes
     if images.shape[1:] != (channels, height, width) or labels.shape[1] != classes or extra:
         raise InputError(
-            f"{place} holds {len(images)} images {tuple(images.shape[1:])} of {labels.shape[1]} classes, which is no set "
-            f"of {data.name}; that has images {(channels, height, width)}, as many for each of its {classes} classes."
+            f"{place} holds {len(images)} images {tuple(images.shape[1:])} of {labels.shape[1]} classes, which is no "
+            f"set of {data.name}; that has images {(channels, height, width)}, as many for each of {classes} classes."
         )
     return len(images) // classes
 
