@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ddlnl import datasets, export, human_labels, imports, sources
+from ddlnl import datasets, export, human_labels, released, sources
 from ddlnl.errors import InputError
 
 
@@ -59,7 +59,7 @@ def _add_data_commands(commands: argparse._SubParsersAction) -> None:
         command = add(f"import-{method}", _import_set, "PLACE", meaning, purpose)
         command.add_argument("out", metavar="OUT", help="the file to write (.safetensors)")
         command.add_argument("--dataset", default="cifar10", metavar="NAME", help="what it was made of (cifar10)")
-        command.set_defaults(read=getattr(imports, method))
+        command.set_defaults(read=getattr(released, method))
 
 
 def _fetch(options: argparse.Namespace) -> None:
