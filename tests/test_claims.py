@@ -105,13 +105,116 @@ def test_each_selection_rule_gets_its_own_verdict():
     assert len(verdicts) == 5 * 3
 
 
+def with_differences(rates, differences, half_width, verdicts=None) -> pd.DataFrame:
+    """Verdicts of one method with given differences to the full set, and bounds that hold for all rates together."""
+    differences = np.asarray(differences)
+    bounds = {"best": differences, "floor": differences - half_width, "ceiling": differences + half_width}
+    decided = [claims.HOLDS if one > half_width else claims.OPEN for one in differences]
+    decided = [claims.FAILS if one < -half_width else old for one, old in zip(differences, decided, strict=True)]
+    place = {"dataset": "d", "method": "m", "network": "n", "rule": "last", "rate": rates}
+    return pd.DataFrame(place | bounds | {"verdict": verdicts or decided})
+
+
 def test_the_crossover_lies_between_the_last_failing_and_the_first_lasting_success():
     rates, found = [0.0, 0.2, 0.4, 0.6, 0.8], ["does not hold", "holds", "not enough data", "holds", "holds"]
-    verdicts = pd.DataFrame({"dataset": "d", "method": "m", "rule": "last", "rate": rates, "verdict": found})
+    verdicts = with_differences(rates, [-1, 1, 0, 1, 1], 0.5, found)
     (row,) = claims.crossover(verdicts).itertuples()
     assert (row.holds_from, row.fails_up_to) == (0.6, 0.0)
     never = claims.crossover(verdicts.assign(verdict="not enough data"))
     assert never[["holds_from", "fails_up_to"]].isna().all(axis=None)
+
+
+def test_the_crossover_rate_and_its_interval_are_where_the_difference_and_its_bounds_pass_zero():
+    (row,) = claims.crossover(with_differences([0.0, 0.4, 0.8], [-6, 2, 10], 4)).itertuples()
+    assert (row.low, row.crossover, row.high) == pytest.approx((0.1, 0.3, 0.5))
+
+
+def test_a_crossover_below_or_above_all_measured_rates_is_said_to_be_there():
+    (below,) = claims.crossover(with_differences([0.2, 0.4], [5, 6], 1)).itertuples()
+    assert (below.low, below.crossover, below.high) == (0.0, 0.2, 0.2)
+    (above,) = claims.crossover(with_differences([0.2, 0.4], [-6, -5], 1)).itertuples()
+    assert above.low == 0.4
+    assert np.isnan([above.crossover, above.high]).all()
+
+
+def test_without_a_measured_spread_the_crossover_may_be_anywhere():
+    (row,) = (
+        claims.crossover(claims.symmetric_noise(records(seeds=1, students=1, ipcs=(50,))))
+        .query("rule == 'last'")
+        .itertuples()
+    )
+    assert row.low == 0.0
+    assert np.isnan(row.high)
+    assert 0 < row.crossover < 0.8
+
+
+def test_the_interval_of_a_crossover_covers_the_true_rate():
+    source, covered = np.random.default_rng(1), 0
+    rates = np.array([0.0, 0.2, 0.4, 0.6])
+    for _ in range(30):  # the true difference of the only IPC is (rate - 0.3), in a noise of the same size
+        full = source.normal(0.5, 0.03, (4, len(rates)))
+        distilled = full + (rates - 0.3) + source.normal(0, 0.05, full.shape)
+        table = pd.concat(
+            [small({1: distilled[:, [k]].tolist()}, full[:, [k]].tolist(), r) for k, r in enumerate(rates)]
+        )
+        table["noise"] = [f"symmetric:{rate:g}" if rate else "clean" for rate in table["rate"]]
+        (row,) = claims.crossover(claims.symmetric_noise(table)).query("rule == 'last'").itertuples()
+        covered += row.low <= 0.3 and not row.high < 0.3
+    assert covered >= 27
+
+
+def test_crossovers_are_told_apart_by_the_network_of_the_students():
+    shape = {"family": "convnet", "depth": 3, "width": 16, "norm": "instance"}
+    table = records(methods=("dance", "datm"), ipcs=(10,))
+    table["settings"] = [
+        {"student": {"architecture": shape | {"width": 16 if method == "dance" else 128}}} for method in table["method"]
+    ]
+    found = claims.crossover(claims.symmetric_noise(table))
+    assert found.groupby("method")["network"].first().to_dict() == {
+        "dance": "convnet, depth 3, width 16, instance norm",
+        "datm": "convnet, depth 3, width 128, instance norm",
+    }
+
+
+def test_a_control_can_take_the_place_of_the_full_set_at_the_same_ipc():
+    table = records(ipcs=(1, 50), spread=0.004)
+    verdicts = claims.versus(table, reference="predicted")
+    row = verdicts.query("rule == 'last' and rate == 0.8").iloc[0]
+    control = table.query("method == 'predicted' and rate == 0.8").set_index(["ipc", "seed"])["accuracy_last"]
+    assert row["full"] == pytest.approx(100 * control[row["ipc"]].mean())
+    assert set(verdicts["method"]) == {"dance"}
+    with pytest.raises(InputError, match="'predcted' is not in the table; it has dance"):
+        claims.versus(table, reference="predcted")
+
+
+def test_labels_of_people_are_placed_by_the_share_that_is_wrong():
+    table = records(rates=(0.0, 0.2, 0.6), ipcs=(50,))
+    sets = {0.2: ("human:aggre", 0.09), 0.6: ("human:worst", 0.4)}
+    for rate, (spec, wrong) in sets.items():
+        here = table["rate"] == rate
+        table.loc[here, ["noise", "realised_rate"]] = [spec, wrong]
+        table.loc[here, "rate"] = np.nan
+    verdicts = claims.natural_noise(table).query("rule == 'last'").set_index("noise")
+    assert verdicts["rate"].to_dict() == {"clean": 0.0, "human:aggre": 0.09, "human:worst": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "verdict"),
+    [
+        ("does not hold", "holds", "holds"),
+        ("holds", "holds", "does not hold"),
+        ("does not hold", "does not hold", "does not hold"),
+        ("not enough data", "holds", "not enough data"),
+        ("does not hold", "not enough data", "not enough data"),
+    ],
+)
+def test_claim_3_holds_where_few_wrong_labels_mean_a_loss_and_many_a_gain(few, many, verdict):
+    place = {"dataset": "d", "method": "m", "rule": "last", "difference": 1.0}
+    rows = [("clean", 0.0, "holds"), ("human:worst", 0.4, many), ("human:aggre", 0.1, few)]
+    table = pd.DataFrame([place | {"noise": noise, "rate": rate, "verdict": told} for noise, rate, told in rows])
+    (row,) = claims.trend(table).to_dict("records")
+    assert (row["few wrong"], row["many wrong"], row["verdict"]) == ("human:aggre", "human:worst", verdict)
+    assert claims.trend(table.head(2))["verdict"].item() == "not enough data"
 
 
 def test_other_noise_and_imbalanced_cells_do_not_enter_the_claim():
@@ -141,13 +244,14 @@ def test_the_headline_names_where_the_claim_starts_and_the_gain_at_the_highest_r
 
 def test_shown_verdicts_are_stored_in_the_notebook_as_strict_json(monkeypatch):
     bundle = {}
-    monkeypatch.setattr(claims, "display", lambda data, raw: bundle.update(data))
+    monkeypatch.setattr(claims._show, "display", lambda data, raw: bundle.update(data))
     verdicts = claims.symmetric_noise(records(seeds=1, students=1))
     claims.show(verdicts)
     stored = json.loads(json.dumps(bundle[claims.MIME], allow_nan=False))
     assert stored["headline"] == claims.headline(verdicts)
     assert stored["verdicts"][0]["low"] is None
     assert len(stored["verdicts"]) == len(verdicts)
+    assert [one["verdict"] for one in stored["sentences"]] == ["not enough data"]
     assert "The claim *holds* where" in bundle["text/html"]
 
 

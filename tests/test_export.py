@@ -25,7 +25,7 @@ def executed(monkeypatch, tmp_path):
     def keep(data, metadata=None, raw=True):
         outputs.append(new_output("display_data", data=data, metadata=metadata or {}))
 
-    monkeypatch.setattr(claims, "display", keep)
+    monkeypatch.setattr(claims._show, "display", keep)
     monkeypatch.setattr(figures, "display", keep)
     table = records(ipcs=(50,))
     figures.show(figures.symmetric(table), 'says "less" < more')

@@ -1,0 +1,282 @@
+"""Distilled sets against another training set, as a rule the full noisy set: claims C1, C2 and C3."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from ddlnl.claims._rules import FAILS, HOLDS, LEVEL, OPEN, contrast, distillers, network_of, select
+from ddlnl.errors import InputError
+from ddlnl.evaluation import RULES
+from ddlnl.methods import CONTROLS
+
+COLUMNS = ("dataset", "method", "reference", "kind", "noise", "rate", "rule", "network", "ipc", "distilled", "full")
+COLUMNS += ("difference", "low", "high", "n", "n_full", "unit", "tried", "best", "floor", "ceiling", "verdict")
+
+
+def symmetric_noise(table: pd.DataFrame) -> pd.DataFrame:
+    """Claim C1: under symmetric label noise a small distilled set beats training on the whole noisy set; `versus`."""
+    return versus(table, "symmetric")
+
+
+def asymmetric_noise(table: pd.DataFrame, kind: str = "asymmetric") -> pd.DataFrame:
+    """Claim C2, first half: whether a distilled set beats the whole noisy set where each class is flipped to one other.
+
+    The paper says that the benefit shrinks or vanishes. See `versus`; kind is one of the variants of asymmetric noise.
+    """
+    return versus(table, kind)
+
+
+def natural_noise(table: pd.DataFrame, kind: str = "human") -> pd.DataFrame:
+    """Claim C3, set by set: whether a distilled set beats the whole set under labels of people ("human") or "instance".
+
+    See `versus`; `trend` makes one verdict of the rows.
+    """
+    return versus(table, kind)
+
+
+def versus(
+    table: pd.DataFrame, kind: str = "symmetric", reference: str = "full", imbalance: str = "none"
+) -> pd.DataFrame:
+    """A small distilled set against the reference, which is the whole noisy set unless another method is named.
+
+    For one dataset, method and noise, every distilled size (IPC) that was run is compared with the reference under the
+    same rule for choosing the checkpoint (`last` is the primary one). A reference other than the full noisy set has the
+    same IPC.
+
+    The unit is the seed where at least two seeds are there: a seed fixes the noise draw, so both sides are paired by
+    it, and the interval is a paired t interval over the per-seed differences (means over students). With one seed the
+    students are the unit (Welch t interval), and the spread between runs is not covered.
+
+    Trying several IPCs and keeping the best is a selection on test data, so each interval is widened for the number of
+    IPCs tried (Bonferroni): together they cover with probability 0.95.
+
+    The claim *holds* where some IPC has its whole interval above zero, *does not hold* where every IPC has its whole
+    interval below zero, and there is *not enough data* otherwise, also where no spread can be estimated (fewer than two
+    units, or all differences equal). The row shows the IPC with the highest lower bound. Rates are separate statements;
+    the test set is fixed, so its own sampling error is not in the intervals.
+
+    Args:
+        table: records as `ddlnl.store.table` gives them, accuracies as fractions of 1.
+        kind: of the noise ("symmetric", "asymmetric", "human", ...); clean labels always belong to it.
+        reference: "full", or a control or another method.
+        imbalance: of the records that are compared.
+
+    Returns:
+        One row per dataset, method, noise and rule: `network` of the students; `ipc`; `distilled` and `full` (mean
+        accuracies of both sides, %); `difference`, `low`, `high` (points); `n` and `n_full` (units on either side) and
+        their `unit`; `tried` (the IPCs compared); `verdict`. For `crossover`: `best`, the largest difference, and
+        `floor` and `ceiling`, bounds of it that hold for all rates together. Numbers that cannot be computed are NaN.
+
+    Raises:
+        InputError: the table mixes profiles or repeats a cell, or the reference is not a method of the table.
+    """
+    rows = select(table, kind, imbalance)
+    if reference not in CONTROLS and reference not in set(rows["method"]):
+        raise InputError(
+            f"The reference {reference!r} is not in the table; it has {', '.join(rows['method'].unique())}."
+        )
+    others = rows[rows["method"] == reference]
+    mine = rows[rows["method"].isin(distillers(rows)) & (rows["method"] != reference)]
+    verdicts = []
+    for (dataset, method), of_method in mine.groupby(["dataset", "method"]):
+        for (rate, noise), group in of_method.groupby(["rate", "noise"]):
+            theirs = others[(others["dataset"] == dataset) & (others["noise"] == noise)]
+            place = {"dataset": dataset, "method": method, "reference": reference, "kind": kind}
+            place |= {"noise": noise, "rate": rate, "network": _networks(group)}
+            rates = of_method["noise"].nunique()
+            verdicts += [place | {"rule": rule} | _verdict(group, theirs, rule, rates) for rule in RULES]
+    return pd.DataFrame(verdicts, columns=list(COLUMNS))
+
+
+def _networks(rows: pd.DataFrame) -> str:
+    found = {network_of(settings) for settings in rows["settings"]} if "settings" in rows else {"unknown"}
+    return " or ".join(sorted(found))
+
+
+def _verdict(group: pd.DataFrame, reference: pd.DataFrame, rule: str, rates: int) -> dict:
+    ipcs = sorted(group["ipc"].unique())
+    levels = [1 - (1 - LEVEL) / len(ipcs), 1 - (1 - LEVEL) / (len(ipcs) * rates)]
+    trials = []
+    for ipc in ipcs:
+        theirs = reference[reference["ipc"].isin([0, ipc])]
+        trials.append({"ipc": ipc} | _compare(group[group["ipc"] == ipc], theirs, rule, levels))
+    if any(trial["low"] > 0 for trial in trials):
+        verdict = HOLDS
+    elif all(trial["high"] < 0 for trial in trials):
+        verdict = FAILS
+    else:
+        verdict = OPEN
+    strongest = max(trials, key=lambda trial: np.nan_to_num([trial["low"], trial["difference"]], nan=-np.inf).tolist())
+    together = {  # the best IPC's true difference is above every IPC's lower bound and below the largest upper one
+        "best": np.max([trial["difference"] for trial in trials]),
+        "floor": np.max(np.nan_to_num([trial["floor"] for trial in trials], nan=-np.inf)),
+        "ceiling": np.max(np.nan_to_num([trial["ceiling"] for trial in trials], nan=np.inf)),
+    }
+    return strongest | together | {"tried": ", ".join(map(str, ipcs)), "verdict": verdict}
+
+
+def _compare(distilled: pd.DataFrame, full: pd.DataFrame, rule: str, levels: list[float]) -> dict:
+    """Distilled minus reference (points) with its t intervals; NaN where nothing can be compared."""
+    found = contrast(distilled, full, f"accuracy_{rule}", f"accuracies_{rule}", levels)
+    (low, high), (floor, ceiling) = found["bounds"]
+    numbers = {"distilled": found["a"], "full": found["b"], "difference": found["difference"]}
+    numbers |= {"low": low, "high": high, "floor": floor, "ceiling": ceiling}
+    return numbers | {"n": found["n"], "n_full": found["n_b"], "unit": found["unit"]}
+
+
+def crossover(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """From which noise rate on the claim holds, per dataset, method, network and rule.
+
+    `holds_from` is the smallest measured rate from which the claim holds at every measured rate; `fails_up_to` is the
+    largest rate below it at which the claim does not hold. NaN where there is none.
+
+    `crossover` estimates the rate at which the difference of the best IPC turns positive for good, on the straight
+    lines between measured rates: the smallest measured rate where it always is, NaN where it is not at the last one.
+    `low` and `high` enclose it with probability 0.95: the rates where the upper and the lower bound of the difference
+    do so, widened for all IPCs and rates. A `low` of 0 says that it may be positive everywhere; a `high` of NaN that it
+    may not turn positive at any rate that was measured.
+    """
+    rows = []
+    for key, unsorted in verdicts.groupby(["dataset", "method", "network", "rule"]):
+        group = unsorted.sort_values("rate")
+        rates = group["rate"].to_numpy()
+        holding = (group["verdict"] == HOLDS)[::-1].cummin()
+        start = group.loc[holding[holding].index, "rate"].min()
+        failing = group.loc[(group["verdict"] == FAILS) & ~(group["rate"] >= start), "rate"]
+        low, high = (turns_positive(rates, group[bound].to_numpy()) for bound in ("ceiling", "floor"))
+        low = rates[-1] if math.isnan(low) else low if low > rates[0] else 0.0
+        best = turns_positive(rates, np.nan_to_num(group["best"].to_numpy(), nan=-np.inf))
+        rows.append((*key, start, failing.max(), best, low, high))
+    columns = ["dataset", "method", "network", "rule", "holds_from", "fails_up_to", "crossover", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def turns_positive(rates: np.ndarray, values: np.ndarray) -> float:
+    """Where values over ascending rates turn positive for good, on straight lines; the first rate where they always
+    are, NaN where the last one is not. An infinite value stands for an unknown one."""
+    negative = np.flatnonzero(values <= 0)
+    if not negative.size:
+        return float(rates[0])
+    last = negative[-1]
+    if last == len(rates) - 1:
+        return math.nan
+    before, after = values[last], values[last + 1]
+    share = 1.0 if np.isneginf(before) else 0.0 if np.isposinf(after) else -before / (after - before)
+    return float(rates[last] + share * (rates[last + 1] - rates[last]))
+
+
+def trend(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Claim C3: distilling gains where labels are often wrong and loses where they seldom are; a row per method.
+
+    Of the noises that were run, clean labels not among them, the claim *holds* where the distilled set beats the full
+    noisy set under the noise with the most wrong labels and falls behind it under the one with the fewest. It *does not
+    hold* where one of the two is the other way round. In all other cases, and with a single noise, there is *not enough
+    data*.
+    """
+    rows = []
+    noisy = verdicts[(verdicts["rule"] == RULES[0]) & (verdicts["noise"] != "clean")]
+    for (dataset, method), of_method in noisy.groupby(["dataset", "method"]):
+        group = of_method.sort_values("rate")
+        fewest, most = group.iloc[0], group.iloc[-1]
+        if len(group) > 1 and (most["verdict"], fewest["verdict"]) == (HOLDS, FAILS):
+            verdict = HOLDS
+        elif len(group) > 1 and (most["verdict"] == FAILS or fewest["verdict"] == HOLDS):
+            verdict = FAILS
+        else:
+            verdict = OPEN
+        ends = {"few wrong": fewest["noise"], "many wrong": most["noise"]}
+        gains = {"gain, few wrong": fewest["difference"], "gain, many wrong": most["difference"]}
+        rows.append({"dataset": dataset, "method": method} | ends | gains | {"verdict": verdict})
+    columns = ["dataset", "method", "few wrong", "many wrong", "gain, few wrong", "gain, many wrong", "verdict"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def sentences_of_trend(found: pd.DataFrame) -> list[tuple[str, str]]:
+    """(verdict, sentence) per dataset and method."""
+    return [
+        (
+            row["verdict"],
+            f"{row['dataset']}, {row['method']}: {row['gain, few wrong']:+.1f} points against the full noisy set under "
+            f"{row['few wrong']}, {row['gain, many wrong']:+.1f} under {row['many wrong']}",
+        )
+        for _, row in found.iterrows()
+    ]
+
+
+def readable_trend(found: pd.DataFrame) -> list[pd.DataFrame]:
+    """For reading: the rows as they are."""
+    return [found.round(1)]
+
+
+def sentences(verdicts: pd.DataFrame) -> list[tuple[str, str]]:
+    """(verdict at the highest rate, sentence) per dataset and method: numbers of the primary rule, then where the other
+    rules differ."""
+    if verdicts.empty:
+        return [(OPEN, "No distilled set was evaluated, so there is nothing to compare with the full noisy set.")]
+    starts = crossover(verdicts).groupby(["dataset", "method", "rule"])["holds_from"].min()
+    found = []
+    for (dataset, method), group in verdicts[verdicts["rule"] == RULES[0]].groupby(["dataset", "method"]):
+        top, start = group.loc[group["rate"].idxmax()], starts[dataset, method]
+        others = ", ".join(f"by {_words(rule)} {_from(start[rule])}" for rule in RULES[1:])
+        against = "the full noisy set" if top["reference"] == "full" else top["reference"]
+        finding = {
+            HOLDS: f"beats {against} from {top['kind']} noise {start[RULES[0]]:g} on",
+            FAILS: f"does not beat {against} even at the highest {top['kind']} noise",
+            OPEN: f"is not shown to beat {against} at the highest {top['kind']} noise",
+        }[top["verdict"]]
+        below = group.loc[(group["verdict"] == HOLDS) & (top["verdict"] != HOLDS), "rate"]
+        if len(below):
+            finding = f"beats {against} at {', '.join(f'{rate:g}' for rate in below)}, but {finding}"
+        found.append(
+            (
+                top["verdict"],
+                f"{dataset}, {method}, IPC {top['tried']}: distilled {finding} ({top['difference']:+.1f} points at "
+                f"{top['rate']:g}, 95 % interval {_bounds(top)}), n = {_units(top)}; epoch chosen {others}",
+            )
+        )
+    return found
+
+
+def _from(rate: float) -> str:
+    return "at no rate" if math.isnan(rate) else f"from {rate:g} on"
+
+
+def _words(rule: str) -> str:
+    return rule.replace("_", " ")
+
+
+def _bounds(row: pd.Series) -> str:
+    return "unknown" if math.isnan(row["low"]) else f"[{row['low']:+.1f}, {row['high']:+.1f}]"
+
+
+def _units(row: pd.Series) -> str:
+    sides = f"{row['n']}" if row["n"] == row["n_full"] else f"{row['n']} and {row['n_full']}"
+    return f"{sides} {row['unit']}"
+
+
+def readable(verdicts: pd.DataFrame) -> list[pd.DataFrame]:
+    """For reading: a row per dataset, method and noise, with numbers of the primary rule and verdicts of all; then the
+    crossovers."""
+    key = ["dataset", "method", "noise", "rate"]
+    primary = verdicts[verdicts["rule"] == RULES[0]].set_index(key)
+    against = "full noisy set" if set(primary["reference"]) <= {"full"} else "reference"
+    shown = pd.DataFrame(
+        {
+            f"verdict ({RULES[0]})": primary["verdict"],
+            "IPC": primary["ipc"],
+            "distilled (%)": primary["distilled"].map("{:.1f}".format),
+            f"{against} (%)": primary["full"].map("{:.1f}".format),
+            "difference (points)": primary["difference"].map("{:+.1f}".format),
+            "95 % interval": [_bounds(row) for _, row in primary.iterrows()],
+            "n": [_units(row).split(",")[0] for _, row in primary.iterrows()],
+        }
+    )
+    for rule in RULES[1:]:
+        shown[f"verdict ({_words(rule)})"] = verdicts[verdicts["rule"] == rule].set_index(key)["verdict"]
+    starts = crossover(verdicts)
+    starts = starts if starts["network"].nunique() > 1 else starts.drop(columns="network")
+    named = primary.reset_index()["noise"].str.contains("human:").any()  # else the rate says it
+    return [shown.reset_index().drop(columns=[] if named else "noise"), starts.round(3)]

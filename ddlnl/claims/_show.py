@@ -1,0 +1,56 @@
+"""The verdicts of any claim, displayed in a notebook and stored in it for `ddlnl.export` and `ddlnl.gallery`."""
+
+from __future__ import annotations
+
+import html
+import inspect
+from collections.abc import Callable
+
+import pandas as pd
+from IPython.display import display
+
+from ddlnl.claims import _absorption, _comparison, _costs, _privacy, _tails
+
+MIME = "application/vnd.ddlnl.claims+json"
+MODULES = {
+    _comparison.versus: (_comparison.sentences, _comparison.readable),
+    _comparison.trend: (_comparison.sentences_of_trend, _comparison.readable_trend),
+    _absorption.absorbed: (_absorption.sentences, _absorption.readable),
+    _tails.tails: (_tails.sentences, _tails.readable),
+    _costs.costs: (_costs.sentences, _costs.readable),
+    _privacy.privacy: (_privacy.sentences, _privacy.readable),
+}
+
+
+def headline(verdicts: pd.DataFrame, claim: Callable = _comparison.versus) -> str:
+    """The result of a claim, one sentence a line."""
+    return "\n".join(sentence for _, sentence in MODULES[claim][0](verdicts))
+
+
+def show(verdicts: pd.DataFrame, claim: Callable = _comparison.versus) -> None:
+    """Display the verdicts of a claim and its rule, and store them in the notebook.
+
+    claim: the function that made them; `symmetric_noise`, `asymmetric_noise` and `natural_noise` are `versus`.
+    """
+    say, tabulate = MODULES[claim]
+    found, line = say(verdicts), headline(verdicts, claim)
+    head = "".join(f"<p><strong>{html.escape(sentence)}</strong></p>" for _, sentence in found)
+    tables = "".join(one.to_html(index=False, border=0, na_rep="none") for one in tabulate(verdicts) if len(one))
+    paragraphs = inspect.getdoc(claim).split("Args:")[0].strip().split("\n\n")
+    rule = "".join(f"<p>{html.escape(' '.join(text.split()))}</p>" for text in paragraphs)
+    bundle = {
+        "text/plain": line,
+        "text/html": f"{head}{tables}<details><summary>How the verdict is computed</summary>{rule}</details>",
+        MIME: {
+            "headline": line,
+            "sentences": [{"verdict": verdict, "text": sentence} for verdict, sentence in found],
+            "verdicts": _json(verdicts),
+        },
+    }
+    display(bundle, raw=True)
+
+
+def _json(verdicts: pd.DataFrame) -> list[dict]:
+    """Rows that strict JSON can hold: what is not a finite number is None."""
+    finite = verdicts.replace([float("inf"), float("-inf")], float("nan"))
+    return finite.astype(object).where(finite.notna(), None).to_dict("records")

@@ -1,0 +1,102 @@
+"""What a distilled set costs and gives away (claims C5 and C6)."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from synthetic import records
+
+from ddlnl import claims
+from ddlnl.errors import InputError
+
+
+def timed(train: float, full: float = 8.0, seeds: int = 3, spread: float = 0.05) -> pd.DataFrame:
+    """Records with two checkpoints and five students: 6 s of experts, 3 s to distil, so many seconds per training."""
+    table = records(rates=(0.4,), ipcs=(10,), seeds=seeds).query("method in ('dance', 'full')").copy()
+    source = np.random.default_rng(0)
+    whole = table["method"] == "full"
+    table["checkpoints"] = [["full"] if one else ["iteration-0", "iteration-60"] for one in whole]
+    each = np.where(whole, full, train) * np.exp(source.normal(0, spread, len(table)))
+    table["seconds_evaluate"] = 5 * each * np.where(whole, 1, 2)
+    return table.assign(seconds_experts=6.0 * ~whole, seconds_distil=3.0 * ~whole)
+
+
+def test_the_break_even_number_is_the_cost_of_distilling_over_what_a_training_saves():
+    (row,) = claims.costs(timed(train=2.0, spread=1e-4)).itertuples()
+    assert (row.distil, row.train, row.train_full) == pytest.approx((9, 2, 8), rel=1e-3)
+    assert row.break_even == 2  # 9 s over 6 s
+    assert row.speedup == pytest.approx(4, rel=1e-3)
+    assert row.verdict == "holds"
+
+
+def test_the_interval_of_the_speedup_is_the_t_interval_of_its_logarithm():
+    table = timed(train=2.0)
+    (row,) = claims.costs(table).itertuples()
+    train = {one: table[table["method"] == one]["seconds_evaluate"].to_numpy() for one in ("dance", "full")}
+    logs = np.log(train["full"] / (train["dance"] / 2))
+    expected = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert (row.low, row.high) == pytest.approx((math.exp(expected.low), math.exp(expected.high)))
+    assert row.n == 3
+
+
+def test_training_that_saves_nothing_never_pays():
+    (row,) = claims.costs(timed(train=12.0)).itertuples()
+    assert row.verdict == "does not hold"
+    assert math.isinf(row.break_even)
+    assert "distilling never pays" in claims.headline(claims.costs(timed(train=12.0)), claims.costs)
+
+
+def test_times_of_one_run_or_of_different_devices_do_not_decide_the_cost():
+    assert claims.costs(timed(2.0, seeds=1))["verdict"].item() == "not enough data"
+    table = timed(2.0)
+    table.loc[table["method"] == "full", "device"] = "NVIDIA H200"
+    assert claims.costs(table).empty
+
+
+def test_shown_costs_are_strict_json_even_where_distilling_never_pays(monkeypatch):
+    bundle = {}
+    monkeypatch.setattr(claims._show, "display", lambda data, raw: bundle.update(data))
+    claims.show(claims.costs(timed(train=12.0)), claims.costs)
+    stored = json.loads(json.dumps(bundle[claims.MIME], allow_nan=False))
+    assert stored["verdicts"][0]["break_even"] is None
+    assert stored["sentences"][0]["verdict"] == "does not hold"
+    assert "is the number of trainings after which distilling has" in bundle["text/html"]
+
+
+def attacked(distilled: list[float], full: list[float]) -> pd.DataFrame:
+    place = {"dataset": "digits", "noise": "clean"}
+    sides = [("dance", 10, distilled), ("full", 0, full)]
+    return pd.DataFrame(
+        place | {"method": method, "ipc": ipc, "seed": seed, "auc": auc}
+        for method, ipc, aucs in sides
+        for seed, auc in enumerate(aucs)
+    )
+
+
+@pytest.mark.parametrize(
+    ("distilled", "verdict"),
+    [
+        ([0.51, 0.52, 0.51], "holds"),
+        ([0.91, 0.92, 0.93], "does not hold"),
+        ([0.60, 0.90, 0.75], "not enough data"),
+        ([0.51], "not enough data"),
+    ],
+)
+def test_membership_is_better_kept_where_the_attack_is_weaker_on_every_seed(distilled, verdict):
+    (row,) = claims.privacy(attacked(distilled, [0.70, 0.72, 0.73])).itertuples()
+    assert row.verdict == verdict
+    assert row.n == len(distilled)
+    assert row.less == pytest.approx(100 * (np.mean([0.70, 0.72, 0.73][: len(distilled)]) - np.mean(distilled)))
+
+
+def test_figures_of_privacy_without_a_column_or_with_a_cell_twice_are_refused():
+    figures = attacked([0.5, 0.5], [0.6, 0.7])
+    with pytest.raises(InputError, match="lack auc; they need the columns dataset, noise"):
+        claims.privacy(figures.drop(columns="auc"))
+    with pytest.raises(InputError, match="two rows of one cell"):
+        claims.privacy(pd.concat([figures, figures]))

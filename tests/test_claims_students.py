@@ -1,0 +1,131 @@
+"""What students' mistakes say: noise that they absorbed, classes that they lost (claims C2 and C4)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import records
+
+from ddlnl import claims, noise, transitions
+
+ERRORS = transitions.symmetric(0.1, 10)  # what students confuse without any noise
+
+
+def counts(rates: np.ndarray) -> list[list[int]]:
+    return np.rint(1000 * np.clip(rates, 0, 1)).astype(int).tolist()
+
+
+def with_confusion(spec: str, share: dict[str, float], seeds: int = 3, spread: float = 0.02) -> pd.DataFrame:
+    """Records of clean labels and one noise whose students absorb this share of it, by method, up to a spread."""
+    table = records(rates=(0.0, 0.4), ipcs=(10,), seeds=seeds).query("method in @share").copy()
+    table.loc[table["rate"] > 0, "noise"] = spec
+    source = np.random.default_rng(0)
+    matrix = noise.transition_matrix(noise.parse(spec), "digits", 10)
+    change = matrix - np.eye(10)
+    drawn = source.normal(0, spread, len(table))
+    table["confusion"] = [
+        counts(ERRORS + (row.rate > 0) * (share[row.method] + extra) * change)
+        for row, extra in zip(table.itertuples(), drawn, strict=True)
+    ]
+    return table
+
+
+@pytest.mark.parametrize("spec", ["asymmetric:0.4", "symmetric:0.4", "pairflip:0.4"])
+def test_the_share_of_the_noise_that_students_repeat_comes_out_of_their_confusion(spec):
+    found = claims.absorbed(with_confusion(spec, {"dance": 0.7, "full": 0.4}, spread=0.01), spec.partition(":")[0])
+    found = found.set_index("method")
+    assert found.loc["dance", "absorbed"] == pytest.approx(0.7, abs=0.03)
+    assert found.loc["dance", "full"] == pytest.approx(0.4, abs=0.03)
+    assert found.loc["dance", "low"] < found.loc["dance", "absorbed"] < found.loc["dance", "high"]
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.7, "holds"), (0.0, "does not hold"), (0.1, "not enough data")])
+def test_noise_counts_as_absorbed_where_the_interval_is_above_a_tenth_of_it(share, verdict):
+    (row,) = claims.absorbed(with_confusion("asymmetric:0.4", {"dance": share})).itertuples()
+    assert row.verdict == verdict
+    assert (row.n, row.rule) == (3, "last")
+
+
+def test_errors_that_do_not_follow_the_noise_are_not_absorbed_noise():
+    table = with_confusion("asymmetric:0.4", {"dance": 0.0}, spread=1e-3)
+    elsewhere = np.eye(10)[np.roll(np.arange(10), 3)] - np.eye(10)  # no class is flipped three classes on
+    noisy = table["rate"] > 0
+    table.loc[noisy, "confusion"] = table.loc[noisy, "confusion"].map(
+        lambda one: (np.asarray(one) + 200 * elsewhere).astype(int).tolist()
+    )
+    assert claims.absorbed(table)["absorbed"].item() == pytest.approx(0, abs=0.01)
+
+
+def test_noise_without_a_nominal_matrix_takes_the_one_it_is_given():
+    table = with_confusion("asymmetric:0.4", {"dance": 0.5}, spread=1e-3)
+    table["noise"] = table["noise"].replace("asymmetric:0.4", "human:worst")
+    assert claims.absorbed(table, "human")["verdict"].item() == "not enough data"
+    matrix = noise.transition_matrix(noise.parse("asymmetric:0.4"), "digits", 10)
+    given = {("digits", "human:worst", seed): matrix for seed in range(3)}
+    assert claims.absorbed(table, "human", given)["absorbed"].item() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("without", ["confusion", "clean labels", "a second seed"])
+def test_without_what_it_needs_absorption_is_not_decided(without):
+    table = with_confusion("asymmetric:0.4", {"dance": 0.7})
+    table = {
+        "confusion": table.drop(columns="confusion"),
+        "clean labels": table[table["noise"] != "clean"],
+        "a second seed": table[table["seed"] == 0],
+    }[without]
+    (row,) = claims.absorbed(table).itertuples()
+    assert row.verdict == "not enough data"
+    assert np.isnan(row.low)
+
+
+def unbalanced(tail: float, seeds: int = 3, spread: float = 0.005) -> pd.DataFrame:
+    """Records under longtail:10 whose distilled sets are worse than the full set by 0.1, and by `tail` in rare
+    classes."""
+    rows = []
+    source = np.random.default_rng(0)
+    for imbalance in ("none", "longtail:10"):
+        table = records(rates=(0.0,), ipcs=(10,), seeds=seeds).query("method in ('dance', 'full')").copy()
+        table["imbalance"] = imbalance
+        worse = np.repeat([0.1, 0.1 if imbalance == "none" else tail], 5)
+        table["confusion"] = [
+            counts(np.diag(0.9 - (method == "dance") * (worse + source.normal(0, spread, 10))))
+            for method in table["method"]
+        ]
+        for row in table["confusion"]:
+            for label, count in enumerate(row):
+                count[(label + 1) % 10] = 1000 - sum(count)
+        rows.append(table)
+    return pd.concat(rows)
+
+
+@pytest.mark.parametrize(("tail", "verdict"), [(0.4, "holds"), (0.02, "does not hold"), (0.1, "not enough data")])
+def test_rare_classes_are_lost_where_they_fall_behind_more_than_frequent_ones(tail, verdict):
+    found = claims.tails(unbalanced(tail)).set_index("imbalance")
+    row = found.loc["longtail:10"]
+    assert row["verdict"] == verdict
+    assert row["lost"] == pytest.approx(100 * (tail - 0.1), abs=1)
+    assert (row["head"], row["tail"]) == pytest.approx((-10, -100 * tail), abs=1)
+    assert found.loc["none", "lost"] == pytest.approx(0, abs=1)
+
+
+@pytest.mark.parametrize("without", ["confusion", "a second seed", "the full set"])
+def test_without_what_it_needs_the_loss_of_rare_classes_is_not_decided(without):
+    table = unbalanced(0.4)
+    table = {
+        "confusion": table.drop(columns="confusion"),
+        "a second seed": table[table["seed"] == 0],
+        "the full set": table[table["method"] != "full"],
+    }[without]
+    assert set(claims.tails(table)["verdict"]) == {"not enough data"}
+
+
+def test_sentences_are_about_distillers_under_the_most_noise_and_the_strongest_imbalance():
+    line = claims.headline(
+        claims.absorbed(with_confusion("asymmetric:0.4", {"dance": 0.7, "full": 0.4})), claims.absorbed
+    )
+    assert line.startswith("digits, dance, IPC 10, asymmetric 0.4: students absorbed 7")
+    assert "\n" not in line
+    line = claims.headline(claims.tails(unbalanced(0.4)), claims.tails)
+    assert line.startswith("digits, dance, IPC 10, longtail 10, clean: against the full noisy set rare classes lose ")
+    assert "points more than frequent ones" in line
