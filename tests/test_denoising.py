@@ -98,17 +98,16 @@ def test_halves_share_every_class_and_every_image_is_in_one(noisy):
     assert not np.array_equal(first, denoising.halves(noisy.observed, 1)[0])
 
 
-def test_clean_labels_play_no_part_and_a_second_run_finds_the_same(noisy, report):
-    again = ddlnl.denoise(replace(noisy, clean=noisy.observed), ipc=10)
-    np.testing.assert_array_equal(again.found.posterior, report.found.posterior)
-    assert again.accuracies == []
-    assert torch.equal(again.small.images, report.small.images)
+def test_clean_labels_play_no_part_and_a_second_run_finds_the_same(noisy):
+    known, unknown = (ddlnl.denoise(one, "random", ipc=2) for one in (noisy, replace(noisy, clean=noisy.observed)))
+    np.testing.assert_array_equal(known.found.posterior, unknown.found.posterior)
+    assert torch.equal(known.small.images, unknown.small.images)
+    assert unknown.accuracies == []
 
 
-@pytest.mark.parametrize("method", ["datm", "predicted"])
-def test_every_method_can_judge(noisy, method):
-    found = ddlnl.denoise(noisy, method=method, ipc=2)
-    assert (found.small.method, found.small.ipc, len(found.small)) == (method, 2, 6)
+def test_datm_can_judge_too(noisy):
+    found = ddlnl.denoise(noisy, method="datm", ipc=2)
+    assert (found.small.method, found.small.ipc, len(found.small)) == ("datm", 2, 6)
 
 
 def test_tables_name_images_and_labels_and_agree(report, noisy):
