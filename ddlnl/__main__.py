@@ -1,5 +1,5 @@
 """The command line: `data ...` brings data to where the package looks for it and reads released distilled sets,
-`export` and `summary` read notebooks.
+`export` and `summary` read notebooks, `denoise` looks for label errors in images of your own.
 
 What cannot be done is said in one sentence on standard error, and the exit code is 2.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ddlnl import datasets, export, human_labels, released, sources
+from ddlnl import datasets, denoise, export, human_labels, released, sources
 from ddlnl.errors import InputError
 
 
@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     line = commands.add_parser("summary", help="print the result of an executed notebook")
     line.add_argument("notebook", metavar="NOTEBOOK")
     line.set_defaults(run=lambda options: print(export.summary(options.notebook)))
+    _add_denoise(commands)
     return parser
 
 
@@ -91,6 +92,27 @@ def _describe(data: datasets.Dataset) -> None:
         f"{data.name}: {len(data.train)} training and {len(data.test)} test images of {shape} in "
         f"{data.train.num_classes} classes; human labels: {', '.join(data.train.human) or 'none'}."
     )
+
+
+def _add_denoise(commands: argparse._SubParsersAction) -> None:
+    purpose = "distil images with noisy labels, and list the labels that are likely wrong"
+    command = commands.add_parser("denoise", help=purpose, description=purpose)
+    command.add_argument("data", metavar="DATA", help="a folder of pictures, <class>/<picture>, or an .npz archive")
+    command.add_argument("folder", metavar="OUT_DIR", help="where the distilled set and the tables go")
+    command.add_argument("--method", default="dance", help="distiller (default: %(default)s)")
+    command.add_argument("--ipc", type=int, default=10, help="distilled images per class (default: %(default)s)")
+    command.add_argument("--profile", default="demo", help="settings (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of every random draw (default: %(default)s)")
+    command.add_argument("--size", type=int, help="side in pixels that pictures are brought to (default: 32 or 64)")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: %(default)s)")
+    command.set_defaults(run=_denoise)
+
+
+def _denoise(options: argparse.Namespace) -> None:
+    chosen = {name: getattr(options, name) for name in ("method", "ipc", "profile", "seed", "size", "device")}
+    report = denoise(options.data, **chosen)
+    paths = report.save(options.folder)
+    print(*report.summary(), f"Wrote {', '.join(map(str, paths))}.", sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,15 @@
-"""From class probabilities to suspected label errors: confident learning (Northcutt et al., JAIR 2021).
+"""From a classifier's predictions to suspected label errors, through a noise channel fitted by maximum likelihood.
 
-The probabilities must be out of sample: those of a model that has not seen the image with its label. Then a class that
-looks much more likely than the given one is evidence against the label, and the counts of such images estimate how
-often each class is mistaken for each other.
+What an image shows, k, is drawn from a classifier's p(k | x), and its label, y, from row k of a transition matrix T
+that all images share:
+
+    P(y | x) = sum_k p(k | x; tau) T[k, y],    p(. | x; tau) = mean over networks of softmax(logits / tau).
+
+T is fitted to the given labels by expectation maximisation (Dawid & Skene 1979; as the noise adaptation layer of
+Goldberger & Ben-Reuven, ICLR 2017, but after training), the temperature tau by the same likelihood. Bayes' rule then
+gives P(k | x, y), how likely each class is given the image and its label. Students of a distilled set suit it: they
+learned from labels without noise, so what they predict is meant as what an image shows. The logits must be of networks
+that have not seen the images with their labels.
 """
 
 from __future__ import annotations
@@ -10,110 +17,122 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import optimize, special
 
 from ddlnl.errors import InputError
+
+TEMPERATURES = (0.25, 8.0)  # between which tau is sought
+START = 0.7  # of T's diagonal
+PRIOR = 1.0  # images of every class known to be labelled rightly, so that no row of T is empty
+TOLERANCE, STEPS = 1e-4, 500
 
 
 @dataclass(frozen=True, eq=False)
 class Suspicions:
-    """What probabilities (N, K) say about given labels (N,) int64.
+    """What a classifier says about labels.
 
-    quality: (N,) float64 in [0, 1], small where the label is doubtful (`quality`). suggested: (N,) int64, the class
-    that an image shows by its probabilities. suspected: indices of the images counted as errors, most doubtful first.
-    joint: (K, K) float64 estimated number of images with each true (row) and given (column) label; sums to N, columns
-    to the given labels' counts. transition: (K, K) float64, P(given label | true class), rows sum to one.
+    given: (N,) int64. posterior: (N, K) float64, P(true class | image, given label). transition: (K, K) float64,
+    estimated P(given label | true class), rows sum to one. temperature: tau.
     """
 
     given: np.ndarray
-    quality: np.ndarray
-    suggested: np.ndarray
-    suspected: np.ndarray
-    joint: np.ndarray
+    posterior: np.ndarray
+    transition: np.ndarray
+    temperature: float
 
     @property
-    def transition(self) -> np.ndarray:
-        return self.joint / self.joint.sum(1, keepdims=True)
-
-    @property
-    def ranking(self) -> np.ndarray:
-        """(N,) int64: all images, suspected ones first, each part from doubtful to trusted."""
-        trusted = np.ones(len(self.given), dtype=bool)
-        trusted[self.suspected] = False
-        rest = np.flatnonzero(trusted)
-        return np.concatenate([self.suspected, rest[np.argsort(self.quality[rest], kind="stable")]])
+    def quality(self) -> np.ndarray:
+        """(N,) float64: the probability that a given label is right."""
+        return self.posterior[np.arange(len(self.given)), self.given]
 
     @property
     def corrected(self) -> np.ndarray:
-        """(N,) int64: the given labels, of suspected images the suggested ones."""
-        labels = self.given.copy()
-        labels[self.suspected] = self.suggested[self.suspected]
-        return labels
+        """(N,) int64: the likeliest class, the given one where it is among the likeliest."""
+        best = self.posterior.argmax(1)
+        return np.where(self.quality >= self.posterior.max(1), self.given, best)
+
+    @property
+    def alternative(self) -> np.ndarray:
+        """(N,) int64: the likeliest class other than the given one."""
+        others = self.posterior.copy()
+        others[np.arange(len(self.given)), self.given] = -1
+        return others.argmax(1)
+
+    @property
+    def ranking(self) -> np.ndarray:
+        """(N,) int64: all images, the most doubtful label first."""
+        return np.argsort(self.quality, kind="stable")
+
+    @property
+    def suspected(self) -> np.ndarray:
+        """Indices of the images for which another class than the given one is the likeliest, most doubtful first."""
+        ranking = self.ranking
+        return ranking[(self.corrected != self.given)[ranking]]
+
+    @property
+    def expected_precision(self) -> float:
+        """The share of suspected labels that are wrong, if the model holds; NaN where none is suspected."""
+        doubts = 1 - self.quality[self.suspected]
+        return float(doubts.mean()) if len(doubts) else float("nan")
 
 
-def find(probabilities: np.ndarray, given: np.ndarray) -> Suspicions:
-    """Confident learning on out-of-sample `probabilities` (N, K) of images with labels `given` (N,) int64.
+def find(logits: np.ndarray, given: np.ndarray) -> Suspicions:
+    """Fit the channel to logits (M, N, K) of M networks and given labels (N,) int64.
 
-    An image is counted for the likeliest class among those whose probability reaches the class's threshold, which is
-    the mean probability of that class over the images given it: eq. (1) and (2) of the paper. So a class that the model
-    always believes little in is not held against its labels. Images counted for another class than theirs are
-    suspected, and the counts, scaled so that every given class has its number of images, are the joint. Raises
-    `InputError` where the shapes do not match, a row is no distribution, or a class has no image.
+    Raises `InputError` where the shapes do not match, a logit is not finite, or a class has no image.
     """
-    _check(probabilities, given)
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    limits = thresholds(probabilities, given)
-    counted = _confident_class(probabilities, limits)
-    confident = counted >= 0
-    joint = np.zeros((len(limits), len(limits)))
-    np.add.at(joint, (counted[confident], given[confident]), 1)
-    np.fill_diagonal(joint, joint.diagonal().clip(min=1))  # no class is wrong throughout
-    joint *= np.bincount(given, minlength=len(limits)) / joint.sum(0)
-    score = quality(probabilities, given)
-    suspected = np.flatnonzero(confident & (counted != given))
-    suspected = suspected[np.argsort(score[suspected], kind="stable")]
-    suggested = np.where(confident, counted, probabilities.argmax(1))
-    return Suspicions(given, score, suggested, suspected, joint)
+    _check(logits, given)
+    logits = logits.astype(np.float64)
+
+    def cost(log_temperature: float) -> float:
+        return -fit(predictions(logits, float(np.exp(log_temperature))), given)[1]
+
+    found = optimize.minimize_scalar(cost, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 0.05})
+    temperature = float(np.exp(found.x))
+    shown = predictions(logits, temperature)
+    transition, _ = fit(shown, given)
+    weights = shown * transition[:, given].T
+    return Suspicions(given, weights / weights.sum(1, keepdims=True), transition, temperature)
 
 
-def thresholds(probabilities: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """(K,) float64: the mean probability of each class over the images given it."""
-    own = probabilities[np.arange(len(given)), given]
-    counts = np.bincount(given, minlength=probabilities.shape[1])
-    return np.bincount(given, own, minlength=probabilities.shape[1]) / counts
+def predictions(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """(N, K) float64: p(k | x; tau), nowhere zero so that no label is impossible."""
+    shown = special.softmax(logits / temperature, axis=2).mean(0).clip(min=1e-12)
+    return shown / shown.sum(1, keepdims=True)
 
 
-def quality(probabilities: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """(N,) float64 in [0, 1]: half of one plus the given label's lead over the likeliest other class.
+def fit(shown: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, float]:
+    """The transition matrix (K, K) that maximises the likelihood of labels (N,) under predictions (N, K), and the mean
+    log-likelihood; `PRIOR` right labels are added to every class."""
+    classes = shown.shape[1]
+    of_label = [shown[given == label] for label in range(classes)]
+    transition = np.full((classes, classes), (1 - START) / (classes - 1))
+    np.fill_diagonal(transition, START)
+    for _ in range(STEPS):
+        joint = PRIOR * np.eye(classes)
+        likelihood = 0.0
+        for label, rows in enumerate(of_label):
+            weights = rows * transition[:, label]
+            total = weights.sum(1)
+            likelihood += np.log(total).sum()
+            joint[:, label] += (weights / total[:, None]).sum(0)
+        before, transition = transition, joint / joint.sum(1, keepdims=True)
+        if np.abs(transition - before).max() < TOLERANCE:
+            break
+    return transition, likelihood / len(given)
 
-    The normalised margin of Northcutt et al.: 0 where another class is certain, 1 where the given one is.
-    """
-    rows = np.arange(len(given))
-    others = probabilities.copy()
-    others[rows, given] = -np.inf
-    return (1 + probabilities[rows, given] - others.max(1)) / 2
 
-
-def _confident_class(probabilities: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """(N,) int64: the likeliest class that reaches its threshold, -1 where none does."""
-    reached = np.where(probabilities >= limits - 1e-6, probabilities, -1)  # a mean may round to just above its terms
-    return np.where(reached.max(1) >= 0, reached.argmax(1), -1)
-
-
-def _check(probabilities: np.ndarray, given: np.ndarray) -> None:
-    if probabilities.ndim != 2 or given.shape != (len(probabilities),):
+def _check(logits: np.ndarray, given: np.ndarray) -> None:
+    if logits.ndim != 3 or given.shape != logits.shape[1:2]:
         raise InputError(
-            f"The probabilities have the shape {probabilities.shape} and the labels {given.shape}; they must be (N, K) "
-            "and (N,)."
+            f"The logits have the shape {logits.shape} and the labels {given.shape}; they must be (M, N, K) and (N,)."
         )
-    if not (np.isfinite(probabilities).all() and (probabilities >= 0).all()):
-        raise InputError("Some probabilities are negative or not finite; every row must be a distribution.")
-    if not np.allclose(probabilities.sum(1), 1, atol=1e-3):
-        raise InputError("Some rows of the probabilities do not sum to one; every row must be a distribution.")
-    classes = probabilities.shape[1]
+    if not np.isfinite(logits).all():
+        raise InputError("Some logits are not finite; every image needs a finite number for each class.")
+    classes = logits.shape[2]
     if given.min() < 0 or given.max() >= classes:
-        raise InputError(
-            f"The labels run from {given.min()} to {given.max()}; {classes} classes allow 0 to {classes - 1}."
-        )
+        span = f"from {given.min()} to {given.max()}"
+        raise InputError(f"The labels run {span}; {classes} classes allow 0 to {classes - 1}.")
     empty = np.flatnonzero(np.bincount(given, minlength=classes) == 0)
     if empty.size:
         raise InputError(f"No image has the label {empty[0]}; every class needs at least one.")

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ddlnl import archives, datasets
-from ddlnl.datasets import ImageSet
+from ddlnl import archives, datasets, noise
+from ddlnl.datasets import Dataset, ImageSet
 from ddlnl.errors import InputError
 
 SIZES = (8, 128)  # pixels a side: the networks halve an image at least twice, and larger ones take days
@@ -52,6 +52,12 @@ def load(data: str | Path, size: int | None = None, data_dir: str | Path | None 
     else:
         train, test = datasets.archive_parts(place, _arrays(place))
     return OwnImages(train, test, tuple(map(str, range(len(train)))))
+
+
+def example(spec: str, seed: int) -> Dataset:
+    """The embedded digits with planted label errors, to try things on: `spec` is a noise as in `noise.corrupt`."""
+    digits = datasets.load("digits")
+    return Dataset(noise.corrupt(digits.train, spec, seed), digits.test)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

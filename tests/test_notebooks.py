@@ -65,3 +65,14 @@ def test_figure_3_shows_the_set_of_every_noise_before_and_after_and_what_its_lab
         assert alternative in page
     assert "absorbed, clean labels" in page
     assert "Where the numbers come from" in page
+
+
+def test_the_notebook_on_own_images_finds_planted_errors_and_writes_its_files(place):
+    given = {"ipc": 4, "device": "cpu", "out_dir": str(place / "denoised")}
+    papermill.execute_notebook(NOTEBOOKS / "your_data.ipynb", place / "own.ipynb", given, progress_bar=False)
+    page = export.export(place / "own.ipynb", place / "own.html").read_text()
+    assert "The true labels are known here" in page
+    assert 'alt="The 24 most doubtful of' in page
+    assert {path.name for path in (place / "denoised").iterdir()} == {
+        *("distilled.safetensors", "suspects.csv", "labels.csv", "transition.csv", "report.json")
+    }
