@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from small import image_set, profile
 from test_study import write_small_archive
 
 import ddlnl
-from ddlnl import cells, datasets, evaluation, methods, preprocess, rcig_evaluation, rcig_settings, study
+from ddlnl import cells, datasets, evaluation, methods, preprocess, rcig_evaluation, rcig_runs, rcig_settings, study
 from ddlnl.cells import Cell
 from ddlnl.distilled import DistilledSet, concatenate
 from ddlnl.errors import InputError
@@ -136,3 +138,18 @@ def test_distil_in_memory_gives_the_set_of_the_cell(cell, record, tmp_path):
     assert small.meta["wrong_labels"] == record["notes"]["wrong_labels"]
     assert len(whole) > len(data.train)  # so its whitening, and with it the set, is not quite that of the cell
     torch.testing.assert_close(small.labels, study.distilled(cell, tmp_path).labels, atol=0.2, rtol=0)
+
+
+def test_both_runs_of_a_table_stand_side_by_side_and_other_methods_are_left_out(cell, tmp_path, monkeypatch):
+    grid = [cell, replace(cell, seed=1), replace(cell, method="random")]
+    table = study.run(grid, tmp_path, device="cpu", progress=False)
+    (row,) = rcig_runs.runs(table).to_dict("records")
+    assert (row["noise"], row["ipc"], row["seeds"]) == ("symmetric:0.5", 2, 2)
+    mine = table[table["method"] == "rcig"]
+    assert row["augmented"] == pytest.approx(100 * mine["accuracy_last"].mean())
+    other = [notes["accuracy_without_augmentation"] for notes in mine["notes"]]
+    assert row["not_augmented"] == pytest.approx(100 * np.mean(other))
+    shown = []
+    monkeypatch.setattr(rcig_runs, "display", lambda data, raw: shown.append(data["text/plain"]))
+    rcig_runs.show(table[table["method"] == "random"])
+    assert shown == ["RCIG was not among the methods of this run."]
