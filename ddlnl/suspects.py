@@ -14,13 +14,13 @@ from ddlnl.errors import InputError
 from ddlnl.figures import STYLE, WIDTHS
 from ddlnl.pictures import SHADES, SHOWN
 
-ACROSS = 8  # suspected images in a row
-LETTERS = 15  # of a line of text below one
+ACROSS = 7  # suspected images in a row
+LETTERS = 17  # of a line of text below one
 ANNOTATED, NAMED = 12, 30  # classes up to which a matrix has numbers, and names
 PLAIN = STYLE | {"axes.grid": False}
 
 
-def suspected(report: Report, count: int = 24) -> Figure:
+def suspected(report: Report, count: int = 3 * ACROSS) -> Figure:
     """The most doubtful training images, enlarged without smoothing, with their name, their given and their suggested
     label, and the probability that the given one is wrong. Raises `InputError` where no label is suspected."""
     rows = report.suspects.head(count)
@@ -34,24 +34,25 @@ def suspected(report: Report, count: int = 24) -> Figure:
     with mpl.rc_context(PLAIN):
         figure = Figure(figsize=(WIDTHS["page"], height))
         spaces = {"wspace": 0.08, "hspace": text / size}
-        axes = figure.subplots(down, ACROSS, squeeze=False, gridspec_kw=margins | spaces).flat
+        axes = figure.subplots(down, ACROSS, squeeze=False, gridspec_kw=margins | spaces).ravel()
         for ax, image, row in zip(axes, images, rows.itertuples(), strict=False):
             _picture(ax, image / 255)
-            lines = (row.name, f"given {row.given}", f"{row.suggested}? {row.score:.0%}")
-            ax.set_xlabel("\n".join(map(_cut, lines)), labelpad=3, linespacing=1.15)
-        for ax in list(axes)[len(rows) :]:
+            given, suggested = (_cut(name, LETTERS - 6) for name in (row.given, row.suggested))
+            lines = f"{_cut(row.name)}\ngiven {given}\n{suggested}? {row.score:.0%}"
+            ax.set_xlabel(lines, labelpad=3, linespacing=1.15)
+        for ax in axes[len(rows) :]:
             ax.set_axis_off()
     return figure
 
 
-def suspected_alt(report: Report, count: int = 24) -> str:
+def suspected_alt(report: Report, count: int = 3 * ACROSS) -> str:
     """The figure of `suspected` in words."""
     rows = report.suspects.head(count)
     listed = "; ".join(f"{row.name}: given {row.given}, suggested {row.suggested}" for row in rows.itertuples())
     return f"The {len(rows)} most doubtful of {len(report.suspects)} suspected training images. {listed}."
 
 
-def show(report: Report, count: int = 24) -> None:
+def show(report: Report, count: int = 3 * ACROSS) -> None:
     """Display the figure of `suspected`, or a sentence where there is nothing to show."""
     if len(report.suspects):
         figures.show(suspected(report, count), suspected_alt(report, count))

@@ -72,7 +72,7 @@ def test_the_notebook_on_own_images_finds_planted_errors_and_writes_its_files(pl
     papermill.execute_notebook(NOTEBOOKS / "your_data.ipynb", place / "own.ipynb", given, progress_bar=False)
     page = export.export(place / "own.ipynb", place / "own.html").read_text()
     assert "The true labels are known here" in page
-    assert 'alt="The 24 most doubtful of' in page
+    assert 'alt="The 21 most doubtful of' in page
     assert {path.name for path in (place / "denoised").iterdir()} == {
         *("distilled.safetensors", "suspects.csv", "labels.csv", "transition.csv", "report.json")
     }

@@ -49,10 +49,11 @@ def test_the_most_doubtful_images_are_shown_as_they_are_with_their_labels(channe
         image = report.images.train.images[row.index]
         np.testing.assert_allclose(np.squeeze(ax.get_images()[0].get_array()), np.squeeze(image) / 255)
         lines = ax.get_xlabel().splitlines()
-        assert lines == [f"…/picture {row.index}.png", f"given {row.given}", f"{row.suggested}? {row.score:.0%}"]
+        assert lines == [f"…er/picture {row.index}.png", f"given {row.given}", f"{row.suggested}? {row.score:.0%}"]
     alt = suspects.suspected_alt(report, 4)
     assert alt.startswith("The 4 most doubtful of 5 suspected")
-    assert "suggested class 1" in alt
+    first = report.suspects.iloc[0]
+    assert f"picture {first['index']}.png: given {first['given']}, suggested {first['suggested']};" in alt
 
 
 def test_where_nothing_is_suspected_it_says_so(monkeypatch):
