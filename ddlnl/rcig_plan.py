@@ -28,13 +28,16 @@ class Plan:
         return published_protocol(dataset, ipc) if self.student is None else self.student
 
     def fitted(self, depth: int, mirror: bool) -> Plan:
-        """The plan for images that need networks of that depth, and that may be mirrored or not.
+        """The plan for images that need networks of that depth; without `mirror` nothing is mirrored.
 
         What is published holds for one dataset and is left as it is.
         """
         table, student = self.settings, self.student
-        settings = table and tuple((size, replace(one, depth=depth, mirror=mirror)) for size, one in table)
+        settings = table and tuple(
+            (size, replace(one, depth=depth, mirror=one.mirror and mirror)) for size, one in table
+        )
         if student:
             kept = [name for name in student.augmentation.split("_") if mirror or name != "flip"]
-            student = replace(student, depth=depth, mirror=mirror, augmentation="_".join(kept))
+            both = student.mirror and mirror
+            student = replace(student, depth=depth, mirror=both, augmentation="_".join(kept))
         return replace(self, settings=settings, student=student)

@@ -50,7 +50,8 @@ def test_the_shortfall_lies_between_nothing_done_and_the_optimum_and_falls_with_
     train = image_set()
     fitted = preprocess.fit(train.images, "zca-relative")
     few, many = (
-        rcig_exact.shortfall(train, fitted, (1, 2), replace(GRADIENTS, inner_steps=steps)) for steps in (5, 20)
+        rcig_exact.shortfall(train, fitted, (1, 2), replace(GRADIENTS, inner_steps=steps, inner_lr=1e-3))
+        for steps in (5, 20)
     )
     assert few["unknowns"].tolist() == [18, 18, 36, 36]
     for table in (few, many):
