@@ -96,7 +96,7 @@ def transition(report: Report) -> Figure:
         if len(names) <= ANNOTATED:
             for (row, column), share in np.ndenumerate(matrix):
                 if round(100 * share):
-                    shade = "white" if share > 0.25 else "black"
+                    shade = "white" if share > 0.15 else "black"
                     ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=shade)
         ax.set(xlabel="given label", ylabel="true class (estimated)")
         ticks = np.array([0, 0.02, 0.1, 0.25, 0.5, 1])
