@@ -166,14 +166,14 @@ def _row(one: Outcome, of_clean: DistilledSet | None) -> dict:
     row |= {"realised_rate": one.realised_rate, "classes": classes, "chance": 1 / (classes - 1)}
     row["wrong_start"] = one.small.meta.get("wrong_labels", np.nan) / len(one.small)
     sets = {"learned": one.small, "initial": one.initial, "clean": of_clean}
+    matrices = {
+        name: mass(small) if _has_mass(small) else np.full((classes, classes), np.nan) for name, small in sets.items()
+    }
     for name, small in sets.items():
         row[f"entropy_{name}"] = _entropy(small)
         row[f"top_{name}"], row[f"second_{name}"] = _largest(small, *one.flips)
     row["entropy_transition"] = special.entr(transition).sum(1).mean()
     row["softness_learned"] = row["entropy_learned"] / np.log(classes)
-    matrices = {
-        name: mass(small) if _has_mass(small) else np.full((classes, classes), np.nan) for name, small in sets.items()
-    }
     for name, matrix in (matrices | {"transition": transition, "random": one.random}).items():
         row[f"own_{name}"] = np.diag(matrix).mean()
         row[f"flip_{name}"], row[f"absorbed_{name}"] = _flipped(matrix, *one.flips)
