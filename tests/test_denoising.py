@@ -46,7 +46,7 @@ def report(short, noisy):
 
 
 def test_suspected_labels_are_wrong_far_more_often_than_labels_are(report, noisy):
-    """With 120 images and networks of width 8; the notebook's test holds the real example to more."""
+    """A modest promise: there are 120 images, and networks of width 8."""
     found = report.against(noisy.clean)
     assert found["wrong_before"] == noise.realised_rate(noisy)
     assert found["precision"] > 2 * found["wrong_before"]
