@@ -93,6 +93,9 @@ def transition(report: Report) -> Figure:
         if len(names) <= NAMED:
             ax.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
             ax.set_yticks(range(len(names)), names)
+        else:
+            numbers = range(0, len(names), 10 if len(names) <= 100 else 50)
+            ax.set(xticks=numbers, yticks=numbers)
         if len(names) <= ANNOTATED:
             for (row, column), share in np.ndenumerate(matrix):
                 if round(100 * share):
