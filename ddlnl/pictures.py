@@ -29,7 +29,7 @@ RING = "#e8590c"
 TICKS = (0, 0.02, 0.1, 0.25, 0.5, 1)
 KEY = """label mass; T and Q T are what the noise alone gives: on images that show their class,
 and on images drawn at random; a ring is where the noise puts a class most often"""
-SIGNED_KEY = """learned labels, free numbers; T and Q T are what the noise alone gives, minus 1 / K, with the
+SIGNED_KEY = """learned labels, free numbers; T and Q T, what the noise alone gives, less 1 / K, with
 shades from -1 to 1; a ring is where the noise puts a class most often"""
 
 
