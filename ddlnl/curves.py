@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddlnl.training import Progress
+
 
 @dataclass(frozen=True)
 class Curves:
@@ -51,3 +53,20 @@ class Marks:
     def curves(self) -> Curves:
         found = {exam: curve.tolist() for exam, curve in self.accuracies.items()}
         return Curves(self.points, found["test"], found.get("validation", []), self.confusion.tolist())
+
+
+class WithMarks:
+    """Keeps the marks given so far beside the training state, so that a resumed run reports them all."""
+
+    def __init__(self, progress: Progress, marks: Marks) -> None:
+        self.progress, self.marks = progress, marks
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        saved = self.progress.load()
+        if saved:
+            for name, tensor in self.marks.tensors().items():
+                tensor.copy_(saved[1].pop(name))
+        return saved
+
+    def save(self, step, state) -> None:
+        self.progress.save(step, lambda: state() | self.marks.tensors())

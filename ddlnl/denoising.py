@@ -7,7 +7,6 @@ itself, and the label of an image is judged by students of the other half. Both 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,6 @@ from ddlnl.generators import derive, numpy_generator
 from ddlnl.methods import Task
 from ddlnl.own_images import OwnImages
 from ddlnl.profiles import PROFILES
-from ddlnl.store import Store
 
 # RCIG's students regress on free numbers: what they predict are no probabilities to judge labels by.
 ALLOWED = tuple(name for name in methods.METHODS if name not in ("full", "rcig"))
@@ -78,7 +76,7 @@ def denoise(
     with measure.at_most_threads(chosen.threads):
         small_sets, logits = [], np.empty((chosen.students, len(train), train.num_classes))
         for task, others in zip(tqdm(tasks, "halves", disable=None), parts[::-1], strict=True):
-            small_sets.append(distil(task))
+            small_sets.append(methods.final_set(task))
             logits[:, others] = judge(small_sets[-1], train.subset(others), task)
         small = together(small_sets, ipc)
         accuracies: list[float] = []
@@ -128,16 +126,6 @@ def halves(observed: np.ndarray, seed: int) -> list[np.ndarray]:
     source = numpy_generator(seed, "halves")
     shuffled = [source.permutation(np.flatnonzero(observed == label)) for label in np.unique(observed)]
     return [np.sort(np.concatenate([own[half::2] for own in shuffled])) for half in (0, 1)]
-
-
-def distil(task: Task) -> DistilledSet:
-    """The final small set of a task, with experts of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        experts = methods.train_experts(task) if task.method in methods.WITH_EXPERTS else None
-        if task.method == "datm":
-            experts = methods.train_trajectories(task, Store(folder), task.datm_settings.window)
-        *_, (_, small) = methods.checkpoints(task, experts)
-    return small
 
 
 def judge(small: DistilledSet, images: ImageSet, task: Task) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddlnl import rcig_evaluation, training
-from ddlnl.curves import Curves, Marks
+from ddlnl.curves import Curves, Marks, WithMarks
 from ddlnl.datasets import ImageSet
 from ddlnl.distilled import DistilledSet, Protocol
 from ddlnl.errors import InputError
@@ -115,26 +115,9 @@ def _train_classifiers(
         if epoch in points:
             marks.enter(epoch, lambda inputs: training.predict(stack, inputs).argmax(2))
 
-    kept = _WithMarks(progress, marks) if progress else None
+    kept = WithMarks(progress, marks) if progress else None
     training.train(stack, images, targets, recipe, seeds, after_epoch=test, progress=kept)
     return marks.curves()
-
-
-class _WithMarks:
-    """Keeps the marks given so far beside the training state, so that a resumed run reports them all."""
-
-    def __init__(self, progress: training.Progress, marks: Marks) -> None:
-        self.progress, self.marks = progress, marks
-
-    def load(self) -> tuple[int, dict[str, Tensor]] | None:
-        saved = self.progress.load()
-        if saved:
-            for name, tensor in self.marks.tensors().items():
-                tensor.copy_(saved[1].pop(name))
-        return saved
-
-    def save(self, step, state) -> None:
-        self.progress.save(step, lambda: state() | self.marks.tensors())
 
 
 def evaluate(

@@ -211,10 +211,14 @@ def distill(
     if method in ("datm", "rcig"):
         getattr(chosen, method).settings_for(noisy.name, noisy.noise, ipc)  # refuses before work where there are none
     preprocessing = preprocess.fit(noisy.images, chosen.preprocessing_for(method), noisy.name)
-    task = Task(method, noisy, ipc, chosen, preprocessing, seed, place)
+    return final_set(Task(method, noisy, ipc, chosen, preprocessing, seed, place))
+
+
+def final_set(task: Task) -> DistilledSet:
+    """The last checkpoint of a task, with experts of its own and nothing kept on disk."""
     with tempfile.TemporaryDirectory() as folder:
-        experts = train_experts(task) if method in WITH_EXPERTS else None
-        if method == "datm":
+        experts = train_experts(task) if task.method in WITH_EXPERTS else None
+        if task.method == "datm":
             experts = train_trajectories(task, Store(folder), task.datm_settings.window)
         *_, (_, small) = checkpoints(task, experts)
     return small

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddlnl import training
-from ddlnl.curves import Curves, Marks
+from ddlnl.curves import Curves, Marks, WithMarks
 from ddlnl.errors import InputError, nearest
 from ddlnl.generators import derive
 from ddlnl.networks import Stack
@@ -157,30 +157,13 @@ def train(
     classes, channels, size = targets.shape[1], images.shape[1], images.shape[-1]
     stack = training.initialise(lambda: protocol.architecture.build(classes, size, channels), starts, images.device)
     marks = Marks(exams, len(seeds), points, classes)
-    objective = _WithMarks(METHODS[method](settings or Settings(), stack, targets), marks)
+    objective = METHODS[method](settings or Settings(), stack, targets)
 
     def test(epoch: int) -> None:
         if epoch in points:
             marks.enter(epoch, lambda inputs: training.predict(stack, inputs).argmax(2)[::each])
 
     draws = [seed for seed in seeds for _ in range(each)]  # a pair sees the same batches
-    training.train(stack, images, targets, recipe, draws, test, progress, objective)
+    kept = WithMarks(progress, marks) if progress else None
+    training.train(stack, images, targets, recipe, draws, test, kept, objective)
     return marks.curves()
-
-
-class _WithMarks(Objective):
-    """An objective that also keeps the marks given so far, so that a resumed run reports them all."""
-
-    def __init__(self, objective: Objective, marks: Marks) -> None:
-        self.objective, self.marks = objective, marks
-
-    def __call__(self, logits: Tensor, targets: Tensor, index: Tensor, epoch: int) -> Tensor:
-        return self.objective(logits, targets, index, epoch)
-
-    def state(self) -> dict[str, Tensor]:
-        return self.objective.state() | {name: tensor.clone() for name, tensor in self.marks.tensors().items()}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        self.objective.load(state)
-        for name, tensor in self.marks.tensors().items():
-            tensor.copy_(state[name])

@@ -13,7 +13,7 @@ from image_sets import refusal
 from small import profile
 
 import ddlnl
-from ddlnl import datasets, denoising, noise, profiles
+from ddlnl import datasets, denoising, methods, noise, profiles
 from ddlnl.datasets import Dataset, ImageSet
 from ddlnl.distilled import DistilledSet
 from ddlnl.training import Protocol, Recipe
@@ -73,7 +73,7 @@ def test_sets_of_different_sizes_are_joined_class_by_class(report):
 
 def test_no_image_is_judged_by_students_of_its_own_half(monkeypatch, noisy):
     made_from, judged = [], []
-    distil, judge = denoising.distil, denoising.judge
+    distil, judge = methods.final_set, denoising.judge
 
     def follow_distil(task):
         made_from.append({image.tobytes() for image in task.train.images})
@@ -83,7 +83,7 @@ def test_no_image_is_judged_by_students_of_its_own_half(monkeypatch, noisy):
         judged.append({image.tobytes() for image in images.images})
         return judge(small, images, task)
 
-    monkeypatch.setattr(denoising, "distil", follow_distil)
+    monkeypatch.setattr(methods, "final_set", follow_distil)
     monkeypatch.setattr(denoising, "judge", follow_judge)
     ddlnl.denoise(noisy, method="random", ipc=2)
     assert all(not seen & asked for seen, asked in zip(made_from, judged, strict=True))

@@ -163,6 +163,7 @@ def test_only_tf32_lets_convolutions_round_and_what_was_set_before_comes_back(mo
     convolve = tangents.convolve
     monkeypatch.setattr(tangents, "convolve", lambda *a: seen.append(cudnn.fp32_precision) or convolve(*a))
     plain, rounded = (case.run(precision=precision) for precision in ("float32", "tf32"))
+    assert seen
     assert seen == ["ieee"] * (len(seen) // 2) + ["tf32"] * (len(seen) // 2)
     assert cudnn.fp32_precision == before
     assert all(map(torch.equal, plain, rounded))  # on a CPU both are float32
