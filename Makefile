@@ -40,7 +40,7 @@ sanitize: install-test
 install: $(VENV)/installed
 install-test: $(VENV)/installed-test
 
-$(VENV)/installed-test: EXTRAS := [test,slurm]
+$(VENV)/installed-test: EXTRAS := [test,slurm,cleaning]
 
 # The build requirements come first: setup.py compiles against the torch installed here, where a build in isolation would
 # fetch a second one.

@@ -31,7 +31,7 @@ ALLOWED = tuple(name for name in methods.METHODS if name not in ("full", "rcig")
 
 
 def denoise(
-    data: str | Path | ImageSet | Dataset,
+    data: str | Path | ImageSet | Dataset | OwnImages,
     method: str = "dance",
     ipc: int = 10,
     profile: str = "demo",
@@ -43,8 +43,8 @@ def denoise(
     """Distil images with noisy labels, and find the labels that are likely wrong.
 
     Args:
-        data: the path of an archive or of a folder of pictures, the name of a dataset (`own_images.load`), or a set
-            that is loaded already. Of training images the observed labels are used, no others.
+        data: the path of an archive or of a folder of pictures, the name of a dataset (`own_images.load`), or images
+            that are loaded already. Of training images the observed labels are used, no others.
         method: a distiller or a control other than "full" and "rcig", whose students predict no probabilities.
         ipc: distilled images per class, at least 2: one from each half of the images.
         profile: the settings of networks and distiller.
@@ -100,9 +100,13 @@ def _settings(train: ImageSet, method: str, ipc: int, profile: str, seed: int) -
     }
 
 
-def _read(data: str | Path | ImageSet | Dataset, size: int | None, data_dir: str | Path | None) -> OwnImages:
+def _read(
+    data: str | Path | ImageSet | Dataset | OwnImages, size: int | None, data_dir: str | Path | None
+) -> OwnImages:
     if isinstance(data, (str, Path)):
         return own_images.load(data, size, data_dir)
+    if isinstance(data, OwnImages):
+        return data
     train, test = (data.train, data.test) if isinstance(data, Dataset) else (data, None)
     return OwnImages(train, test, tuple(map(str, range(len(train)))))
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ddlnl import archives, datasets, noise
-from ddlnl.datasets import Dataset, ImageSet
+from ddlnl.datasets import ImageSet
 from ddlnl.errors import InputError
+from ddlnl.generators import numpy_generator
 
 SIZES = (8, 128)  # pixels a side: the networks halve an image at least twice, and larger ones take days
+EXAMPLE = "instance:0.3"  # errors that depend on the image, as people make them
 GREY = ("1", "L", "LA")
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
@@ -54,10 +56,30 @@ def load(data: str | Path, size: int | None = None, data_dir: str | Path | None 
     return OwnImages(train, test, tuple(map(str, range(len(train)))))
 
 
-def example(spec: str, seed: int) -> Dataset:
-    """The embedded digits with planted label errors, to try things on: `spec` is a noise as in `noise.corrupt`."""
-    digits = datasets.load("digits")
-    return Dataset(noise.corrupt(digits.train, spec, seed), digits.test)
+def choose(
+    data: str | Path | None = None,
+    spec: str | None = None,
+    count: int | None = None,
+    size: int | None = None,
+    seed: int = 0,
+) -> OwnImages:
+    """What a run is about: the images of `load`, or for None the embedded digits with planted label errors.
+
+    spec: a noise as in `noise.corrupt` that the labels get, so that the true ones are known; None leaves them as they
+    are (those of digits get `EXAMPLE`). count: so many of the training images, drawn at random; None takes all. Raises
+    `InputError` where there are fewer, or where the data cannot be used.
+    """
+    own = load("digits" if data is None else data, size)
+    spec = spec or (EXAMPLE if data is None else "clean")
+    train, names = noise.corrupt(own.train, spec, seed), own.names
+    if count is not None:
+        if not 1 <= count <= len(train):
+            raise InputError(
+                f"The number of images is {count}, and it must be from 1 to {len(train)}, which there are."
+            )
+        drawn = np.sort(numpy_generator(seed, "own images").permutation(len(train))[:count])
+        train, names = train.subset(drawn), tuple(names[index] for index in drawn)
+    return replace(own, train=train, names=names)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -15,7 +15,8 @@ class OwnParameters:
     """What the notebook was asked to do; see its parameters cell. data None stands for the embedded example."""
 
     data: str | None = None
-    noise: str = "instance:0.3"
+    noise: str | None = None
+    images: int | None = None
     method: str = "dance"
     ipc: int = 10
     size: int | None = None
@@ -23,6 +24,12 @@ class OwnParameters:
     seed: int = 0
     device: str = "auto"
     out_dir: str = "denoised"
+    compare: bool = False
+
+
+_EXPECTED = dict.fromkeys(("ipc", "seed", "size", "images"), (int, "a whole number")) | {
+    "compare": (bool, "true or false")
+}
 
 
 def check(namespace: Mapping[str, object]) -> OwnParameters:
@@ -35,11 +42,12 @@ def check(namespace: Mapping[str, object]) -> OwnParameters:
     parameters.refuse_unknown(namespace, known)
     given = OwnParameters(**{name: namespace[name] for name in known if name in namespace})
     for name, value in asdict(given).items():
-        expected = (int, "a whole number") if name in ("ipc", "seed", "size") else (str, "text")
-        if not (value is None and name in ("data", "size")) and type(value) is not expected[0]:
+        expected = _EXPECTED.get(name, (str, "text"))
+        if not (value is None and name in ("data", "noise", "images", "size")) and type(value) is not expected[0]:
             raise InputError(f"The parameter {name!r} is {value!r}, and it must be {expected[1]}.")
     methods.check(given.profile, PROFILES, "profile")
     methods.check(given.method, denoising.ALLOWED, "method")
-    noise.parse(given.noise)
+    if given.noise is not None:
+        noise.parse(given.noise)
     evaluation.choose_device(given.device)
     return given

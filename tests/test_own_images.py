@@ -46,6 +46,25 @@ def test_a_named_dataset_keeps_its_own_test_set():
     assert (len(found.train), len(found.test)) == (1347, 450)
 
 
+def test_a_run_is_about_digits_with_planted_errors_or_about_what_it_is_given(tmp_path):
+    example = own_images.choose(seed=1)
+    assert example.train.noise == own_images.EXAMPLE
+    assert (example.train.observed != example.train.clean).any()
+    own = own_images.choose(save(tmp_path / "own.npz"))
+    assert own.train.noise == "clean"
+    assert (own.train.observed == own.train.clean).all()
+    assert own_images.choose(tmp_path / "own.npz", "symmetric:0.5").train.noise == "symmetric:0.5"
+
+
+def test_a_part_of_the_images_keeps_names_and_labels_together():
+    whole, part = own_images.choose("digits", "symmetric:0.4"), own_images.choose("digits", "symmetric:0.4", 50)
+    assert len(part.train) == len(part.names) == 50
+    for name, image, label in zip(part.names, part.train.images, part.train.observed, strict=True):
+        assert (whole.train.images[int(name)] == image).all()
+        assert whole.train.observed[int(name)] == label
+    assert "must be from 1 to 1347" in refusal(own_images.choose, "digits", None, 1348)
+
+
 def test_a_folder_of_pictures_becomes_squares_with_a_class_per_folder(folder):
     found = own_images.load(folder)
     assert found.train.class_names == ("cat", "dog")

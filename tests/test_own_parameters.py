@@ -11,7 +11,7 @@ from ddlnl.denoised import Report
 
 def test_parameters_that_are_not_given_have_the_values_of_the_notebook():
     given = own_parameters.check({"ipc": 4, "check": own_parameters.check})
-    assert (given.data, given.noise, given.ipc, given.out_dir) == (None, "instance:0.3", 4, "denoised")
+    assert (given.data, given.noise, given.ipc, given.out_dir) == (None, None, 4, "denoised")
 
 
 def test_bad_parameters_are_refused():
@@ -19,6 +19,7 @@ def test_bad_parameters_are_refused():
     assert "'ipc' is '4', and it must be a whole number" in refusal(own_parameters.check, {"ipc": "4"})
     assert "'seed' is True, and it must be a whole number" in refusal(own_parameters.check, {"seed": True})
     assert "'data' is 3, and it must be text" in refusal(own_parameters.check, {"data": 3})
+    assert "'compare' is 1, and it must be true or false" in refusal(own_parameters.check, {"compare": 1})
     assert "'full' is unknown" in refusal(own_parameters.check, {"method": "full"})
     assert "'tiny' is unknown" in refusal(own_parameters.check, {"profile": "tiny"})
     assert "'symetric:0.3' is unknown" in refusal(own_parameters.check, {"noise": "symetric:0.3"})

@@ -1,0 +1,157 @@
+"""Confident learning (Northcutt et al., JAIR 2021), the way to find label errors that a denoiser has to beat.
+
+Networks of the full noisy set's protocol predict the images that they were not trained on, in cross-validation, and
+cleanlab says from these probabilities which labels are wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+from ddlnl import evaluation, measure, methods, training
+from ddlnl.denoised import Report
+from ddlnl.errors import InputError
+from ddlnl.generators import derive, numpy_generator
+from ddlnl.profiles import PROFILES
+from ddlnl.training import Objective, Progress, Protocol
+
+FOLDS = 5
+
+
+class LeftOut(Objective):
+    """Cross-entropy on all images but those of a network's own part: network m learns nothing from images of part m.
+
+    part: (N,) int64.
+    """
+
+    def __init__(self, part: Tensor) -> None:
+        self.part = part
+
+    def __call__(self, logits: Tensor, targets: Tensor, index: Tensor, epoch: int) -> Tensor:
+        own = torch.arange(len(index), device=index.device)[:, None]
+        seen = (self.part[index] != own).to(logits)
+        losses = -(targets * logits.log_softmax(2)).sum(2)
+        return ((losses * seen).sum(1) / seen.sum(1).clamp(min=1)).sum()
+
+
+def cross_validated(
+    images: Tensor, targets: Tensor, protocol: Protocol, seed: int, folds: int = FOLDS, progress: Progress | None = None
+) -> np.ndarray:
+    """(N, K) float64 probabilities of each class, each image's from the network that was not trained on it.
+
+    Args:
+        images, targets: (N, C, H, W) preprocessed float32, (N, K) float32 one-hot observed labels.
+        protocol: that of the full noisy set, followed without CutMix, which would mix labels across the parts.
+        folds: parts, of about equal size in every observed class.
+        progress: where to resume from (`training.Progress`); the end result is that of an uninterrupted run.
+
+    Raises `InputError` where a class has fewer images than there are parts.
+    """
+    observed = targets.argmax(1).cpu().numpy()
+    part = torch.from_numpy(parts(observed, folds, seed)).to(images.device)
+    recipe = replace(protocol.recipe_for(len(images)), cutmix=0.0)
+    classes, channels, size = targets.shape[1], images.shape[1], images.shape[-1]
+    seeds = [derive(seed, "fold", fold) for fold in range(folds)]
+    stack = training.initialise(lambda: protocol.architecture.build(classes, size, channels), seeds, images.device)
+    training.train(stack, images, targets, recipe, seeds, progress=progress, objective=LeftOut(part))
+    every = training.predict(stack, images).softmax(2)
+    return every[part, torch.arange(len(images), device=images.device)].double().cpu().numpy()
+
+
+def parts(observed: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """(N,) int64: which of `folds` parts an image is in; every observed class is spread evenly."""
+    counts = np.bincount(observed)
+    if not 2 <= folds <= counts[counts > 0].min():
+        raise InputError(
+            f"The number of folds is {folds}, and it must be from 2 to {counts[counts > 0].min()}, the images of the "
+            "smallest class."
+        )
+    source, part = numpy_generator(seed, "folds"), np.empty(len(observed), np.int64)
+    for label in np.flatnonzero(counts):
+        own = source.permutation(np.flatnonzero(observed == label))
+        part[own] = np.arange(len(own)) % folds
+    return part
+
+
+@dataclass(frozen=True, eq=False)
+class Issues:
+    """What confident learning says: `suspected`, indices of likely wrong labels, and `ranking`, all (N,) images, the
+    most doubtful label first (self-confidence)."""
+
+    suspected: np.ndarray
+    ranking: np.ndarray
+
+
+def confident_learning(observed: np.ndarray, probabilities: np.ndarray) -> Issues:
+    """cleanlab's answer, with its default settings, to observed labels (N,) int64 and probabilities (N, K).
+
+    Raises `InputError` where cleanlab is not installed.
+    """
+    try:
+        from cleanlab import filter as cleanlab_filter
+        from cleanlab import rank
+    except ImportError as error:
+        raise InputError("Confident learning needs cleanlab; install it with `pip install cleanlab`.") from error
+    suspected = cleanlab_filter.find_label_issues(observed, probabilities, n_jobs=1)
+    scores = rank.get_label_quality_scores(observed, probabilities, method="self_confidence")
+    ranking = np.argsort(scores, kind="stable")
+    return Issues(ranking[suspected[ranking]], ranking)
+
+
+def issues_in(report: Report, folds: int = FOLDS, device: str = "auto") -> Issues:
+    """Confident learning on the images, with the profile and the seed, of a report of `ddlnl.denoise`."""
+    train, chosen, seed = report.images.train, PROFILES[report.settings["profile"]], report.settings["seed"]
+    chosen = chosen.for_dataset(train.name, train.images.shape[1])
+    tensors = methods.training_tensors(train, report.small.preprocessing, evaluation.choose_device(device))
+    with measure.at_most_threads(chosen.threads):
+        probabilities = cross_validated(*tensors, chosen.full, seed, folds)
+    return confident_learning(train.observed, probabilities)
+
+
+def compare(report: Report, issues: Issues, clean: np.ndarray) -> pd.DataFrame:
+    """The suspicions of a report beside confident learning's, where the true labels (N,) int64 are known.
+
+    A row for each of the two at each number of images that one of them suspects: `found_by`, `flagged`, `precision` and
+    `recall` of so many most doubtful labels, and the `average_precision` of its whole ranking, as shares of 1. What
+    confident learning suspects by itself is not the top of its ranking, so it has a row of its own.
+    """
+    wrong = report.found.given != clean
+    ours, theirs = "students of the other half", "confident learning"
+    rankings = {ours: report.found.ranking, theirs: issues.ranking}
+    chosen = {f"{theirs}, as it chooses": issues.suspected, ours: report.found.suspected}
+    rows = [(name, index, float("nan")) for name, index in chosen.items() if name not in rankings]
+    for name, ranking in rankings.items():
+        order = np.empty(len(ranking))
+        order[ranking] = -np.arange(len(ranking))
+        average = average_precision_score(wrong, order)
+        rows += [(name, ranking[:count], average) for count in sorted({len(index) for index in chosen.values()})]
+    return pd.DataFrame(
+        {
+            "found_by": name,
+            "flagged": len(index),
+            "precision": wrong[index].mean() if len(index) else float("nan"),
+            "recall": wrong[index].sum() / max(wrong.sum(), 1),
+            "average_precision": average,
+        }
+        for name, index, average in rows
+    )
+
+
+def beside(report: Report, device: str = "auto") -> str:
+    """Confident learning beside a report as an HTML table: `compare` where the true labels are known, else how many
+    labels each suspects and how many both."""
+    issues, train = issues_in(report, device=device), report.images.train
+    if train.noise != "clean":
+        table = compare(report, issues, train.clean)
+        shares = ["precision", "recall", "average_precision"]
+        table[shares] = table[shares].map(lambda share: "" if np.isnan(share) else f"{share:.1%}")
+        return table.to_html(index=False, border=0)
+    ours, theirs = set(report.found.suspected), set(issues.suspected)
+    counts = {"students of the other half": len(ours), "confident learning": len(theirs), "both": len(ours & theirs)}
+    return pd.DataFrame({"found_by": counts.keys(), "suspected": counts.values()}).to_html(index=False, border=0)

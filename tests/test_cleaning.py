@@ -1,0 +1,115 @@
+"""Confident learning judges every image by a network that was not trained on it."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from small import image_set, profile
+
+import ddlnl
+from ddlnl import cleaning, methods, noise, preprocess, training
+from ddlnl.errors import InputError
+from ddlnl.profiles import PROFILES
+
+
+def test_parts_spread_every_class_evenly_and_hold_every_image_once():
+    observed = np.repeat([0, 1, 2], [10, 23, 7])
+    part = cleaning.parts(observed, 5, seed=0)
+    for label in range(3):
+        counts = np.bincount(part[observed == label], minlength=5)
+        assert counts.max() - counts.min() <= 1
+    assert (part != cleaning.parts(observed, 5, seed=1)).any()
+
+
+@pytest.mark.parametrize("folds", [1, 8])
+def test_too_few_or_too_many_folds_are_refused(folds):
+    with pytest.raises(InputError, match="must be from 2 to 7"):
+        cleaning.parts(np.repeat([0, 1], [10, 7]), folds, seed=0)
+
+
+def test_a_network_learns_nothing_from_its_own_part():
+    part = torch.tensor([0, 1, 0, 1, 1])
+    objective = cleaning.LeftOut(part)
+    logits = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([[0, 1, 2, 3], [4, 3, 2, 1]])
+    targets = training.one_hot(torch.tensor([[0, 1, 2, 0], [1, 1, 0, 2]]).flatten(), 3).unflatten(0, (2, 4)).double()
+    loss = objective(logits, targets, index, 0)
+    seen = part[index] != torch.tensor([[0], [1]])
+    expected = sum(-logits[m].log_softmax(1)[targets[m] == 1][seen[m]].mean() for m in (0, 1))
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert (gradient[~seen] == 0).all()
+    assert (gradient[seen] != 0).any(1).all()
+
+
+@pytest.fixture
+def data():
+    return noise.corrupt(image_set(per_class=20), "symmetric:0.3", seed=0)
+
+
+def test_what_is_said_of_an_image_does_not_depend_on_its_label(data, monkeypatch):
+    fitted = preprocess.fit(data.images, "normalise", "small")
+    images, targets = methods.training_tensors(data, fitted, torch.device("cpu"))
+    part = cleaning.parts(data.observed, 2, seed=0)
+    monkeypatch.setattr(cleaning, "parts", lambda *_: part)
+
+    def probabilities(targets):
+        return cleaning.cross_validated(images, targets, profile().full, seed=0, folds=2)
+
+    before = probabilities(targets)
+    np.testing.assert_allclose(before.sum(1), 1, rtol=1e-5)
+    changed = targets.clone()
+    changed[part == 0] = changed[part == 0].roll(1, 1)
+    after = probabilities(changed)
+    np.testing.assert_array_equal(after[part == 0], before[part == 0])
+    assert (after[part == 1] != before[part == 1]).any(1).all()
+
+
+def test_confident_learning_finds_labels_that_contradict_good_probabilities():
+    pytest.importorskip("cleanlab")
+    source = np.random.default_rng(0)
+    clean = np.repeat([0, 1, 2], 50)
+    probabilities = 0.9 * np.eye(3)[clean] + 0.1 * source.dirichlet(np.ones(3), 150)
+    observed = clean.copy()
+    observed[::10] = (clean[::10] + 1) % 3
+    issues = cleaning.confident_learning(observed, probabilities)
+    assert sorted(issues.suspected) == list(range(0, 150, 10))
+    assert set(issues.ranking[:15]) == set(range(0, 150, 10))
+    assert sorted(issues.ranking) == list(range(150))
+
+
+def test_without_cleanlab_the_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cleanlab", None)
+    with pytest.raises(InputError, match="pip install cleanlab"):
+        cleaning.confident_learning(np.array([0, 1]), np.eye(2))
+
+
+def test_the_comparison_counts_both_at_the_numbers_that_either_suspects(data, monkeypatch):
+    monkeypatch.setitem(PROFILES, "demo", profile())
+    report = ddlnl.denoise(data, "random", 2, "demo")
+    wrong = np.flatnonzero(data.observed != data.clean)
+    right = np.flatnonzero(data.observed == data.clean)
+    issues = cleaning.Issues(wrong[:4], np.concatenate([wrong, right]))  # a perfect ranking
+    table = cleaning.compare(report, issues, data.clean).set_index(["found_by", "flagged"])
+    ours = len(report.found.suspected)
+    truth = report.against(data.clean)
+    assert set(table.index) == {
+        ("confident learning, as it chooses", 4),
+        *((name, count) for name in ("confident learning", "students of the other half") for count in (4, ours)),
+    }
+    row = table.loc[("students of the other half", ours)]
+    assert (row["precision"], row["recall"]) == pytest.approx((truth["precision"], truth["recall"]))
+    row = table.loc[("confident learning", 4)]
+    assert (row["precision"], row["recall"], row["average_precision"]) == pytest.approx((1, 4 / len(wrong), 1))
+
+
+def test_confident_learning_runs_on_a_report_with_its_profile_and_seed(data, monkeypatch):
+    pytest.importorskip("cleanlab")
+    monkeypatch.setitem(PROFILES, "demo", profile())
+    report = ddlnl.denoise(data, "random", 2, "demo", seed=3)
+    first, second = (cleaning.issues_in(report, folds=2, device="cpu") for _ in range(2))
+    np.testing.assert_array_equal(first.ranking, second.ranking)
+    assert set(first.suspected) <= set(range(len(data)))
