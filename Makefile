@@ -2,6 +2,7 @@
 # make test    the whole suite in the same environment; DDLNL_DATA=folder adds the tests on real archives
 # make lint    style of the code and the notebooks, and that the notebooks are stored without outputs
 # make sanitize  the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer
+# make faults  every fault of tests/faults in its full count (some ten minutes), and the table of them: faults.json
 # make clean   remove what the other targets made
 # PYTHON=...   chooses the interpreter .venv is made from
 
@@ -16,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A kernel installed for the user must not take the place of the one in .venv.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: demo test lint sanitize install install-test clean
+.PHONY: demo test lint sanitize faults install install-test clean
 
 demo:
 	@start=$$(date +%s) && $(MAKE) --no-print-directory install && ready=$$(date +%s) && \
@@ -36,6 +37,9 @@ lint: install-test
 
 sanitize: install-test
 	$(BIN)/python tests/variants.py sanitize
+
+faults: install-test
+	DDLNL_FAULTS=full DDLNL_FAULTS_TABLE=faults.json $(BIN)/python -m pytest tests/faults
 
 install: $(VENV)/installed
 install-test: $(VENV)/installed-test

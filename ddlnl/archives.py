@@ -7,7 +7,9 @@ Other keys are kept and ignored.
 
 from __future__ import annotations
 
+import math
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,12 @@ from ddlnl.errors import InputError
 from ddlnl.files import replacing
 
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
+GROWTH = 200  # photographs shrink a few times, drawings some dozens of times
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_UNREADABLE = (  # what zipfile, zlib and numpy raise, depending on where a file is broken
+    *(OSError, ValueError, EOFError, MemoryError, RecursionError, RuntimeError, NotImplementedError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
 HUMAN = "observed_labels__"  # followed by the name of the label set
 
 
@@ -38,22 +46,43 @@ def find(name: str, data_dir: str | Path | None = None) -> Path | None:
 def read(path: Path, required: Sequence[str] = REQUIRED) -> dict[str, np.ndarray]:
     """All arrays of an archive; nothing is unpickled, and zip's checksums are verified.
 
-    Raises `InputError` where the file is missing, is not an .npz file, is damaged, or lacks a required key.
+    No memory is taken for what a header announces and the file does not hold. Raises `InputError` where the file is
+    missing, is not an .npz file, is damaged, or lacks a required key.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist; a dataset is a name or the path of an .npz archive.")
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path} is not an .npz archive, or is one cut short; write it with numpy.savez.")
     try:
+        with zipfile.ZipFile(path) as file:
+            _check_members(file)
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split()).rstrip(".")[:300]
         raise InputError(f"{path} cannot be read ({reason}); write plain arrays with numpy.savez.") from error
     missing = [key for key in required if key not in arrays]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}; an archive has the keys {', '.join(required)}.")
     return arrays
+
+
+def _check_members(file: zipfile.ZipFile) -> None:
+    """Raise ValueError unless every member is an array of the size that its header says, and grows credibly."""
+    names = file.namelist()
+    if len(set(names)) < len(names):
+        raise ValueError("it holds two arrays of one name")
+    for member in file.infolist():
+        if member.file_size > GROWTH * max(member.compress_size, 2**16):
+            raise ValueError(f"{member.filename} grows more than {GROWTH} times when it is unpacked")
+        with file.open(member) as stream:
+            version = np.lib.format.read_magic(stream)
+            if version not in _HEADERS:
+                raise ValueError(f"{member.filename} has the unknown format {version}")
+            shape, _, dtype = _HEADERS[version](stream)
+            announced, held = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
+        if not dtype.hasobject and (min(shape, default=0) < 0 or announced != held):  # numpy refuses objects
+            raise ValueError(f"{member.filename} announces {shape} of {dtype} and holds {held} bytes")
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

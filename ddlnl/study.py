@@ -56,7 +56,7 @@ def grid(
     noises = list(dict.fromkeys(str(noise.parse(spec)) for spec in noises))
     sizes = {method: (0,) if method == "full" else tuple(dict.fromkeys(ipcs)) for method in methods}
     return [
-        Cell(dataset or chosen.dataset, spec, method, ipc, seed, profile, imbalance)
+        Cell(chosen.dataset if dataset is None else dataset, spec, method, ipc, seed, profile, imbalance)
         for spec, seed, method in itertools.product(noises, range(seeds), dict.fromkeys(methods))
         for ipc in sizes[method]
     ]
