@@ -73,7 +73,7 @@ def shortfall(
     settings = replace(settings, pool=1, solver="adam", hessian_lr=1.0)  # the Hessian is not solved for here
     for ipc in ipcs:
         run = rcig.Rcig(train, ipc, settings, preprocessing, seed, torch.device(device))
-        run.tune()
+        run.begin()
         support, labels, steps = run.quadratic(run.pool.base[0]), run.support()[1], settings.inner_steps
         best = tau_exact(support, labels)
         start, least = (inner_loss(support, labels, one) for one in (torch.zeros_like(best), best))
