@@ -68,12 +68,13 @@ def _forward(network, images, parameters, direction, dtype) -> tuple[Tensor, Ten
     x, dx = images.to(dtype, memory_format=_layout(images)), None
     for layer, block, d in zip(network.blocks[::2], blocks, along, strict=True):
         norm = block.scale is not None
-        y, dy = convolve(x, dx, block.weight, d.weight, layer.padding)
-        if dy is None:
+        moves = [] if d.weight is None else [(dx, d.weight)]
+        y, dy = convolve(x, block.weight, moves, layer.padding)
+        if not dy:
             x = ops.norm_relu_pool(y, block.scale, block.shift, norm=norm)
         else:
             rows = block.scale, d.scale, block.shift, d.shift
-            x, dx = ops.norm_relu_pool_tangent(y, dy, *rows, norm=norm)
+            x, dx = ops.norm_relu_pool_tangent(y, *dy, *rows, norm=norm)
     x = x.flatten(1).to(parameters.dtype)
     value = F.linear(x, *linear)
     if dx is None:

@@ -47,6 +47,23 @@ def lower(lifted: Tensor, size: tuple[int, int]) -> Tensor:
     return _Lower.apply(lifted, *size)
 
 
+def lift_back(gradient: Tensor, size: tuple[int, int]) -> Tensor:
+    """The transpose of `lift`: from the gradient of what is lifted to that of the images."""
+    return _gather(gradient, *(_matrices(side, gradient)[0].T for side in size))
+
+
+def lift_weight_back(gradient: Tensor) -> Tensor:
+    """The transpose of `lift_weight`."""
+    place = torch.tensor(_WEIGHT, dtype=gradient.dtype, device=gradient.device) / 24
+    places = torch.einsum("ai,bj->ijba", place, place).reshape(9, PLACES**2)
+    return torch.mm(places, gradient.flatten(1)).view(3, 3, *gradient.shape[1:]).permute(3, 2, 0, 1)
+
+
+def lower_back(gradient: Tensor) -> Tensor:
+    """The transpose of `lower`: from the gradient of the results to that of the products."""
+    return _spread(gradient, *(_matrices(side, gradient)[1].T for side in gradient.shape[2:]))
+
+
 class _Lift(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -56,19 +73,18 @@ class _Lift(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _gather(gradient, *(_matrices(side, gradient)[0].T for side in ctx.size))
+        return lift_back(gradient, ctx.size)
 
 
 class _Lower(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lifted: Tensor, height: int, width: int) -> Tensor:
-        ctx.size = height, width
-        return _gather(lifted, *(_matrices(side, lifted)[1] for side in ctx.size))
+        return _gather(lifted, *(_matrices(side, lifted)[1] for side in (height, width)))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _spread(gradient, *(_matrices(side, gradient)[1].T for side in ctx.size)), None, None
+        return lower_back(gradient), None, None
 
 
 def _spread(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
