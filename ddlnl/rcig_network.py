@@ -77,11 +77,14 @@ class Network:
 
     @cached_property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the parameters in the order of the flat vector: kernel and bias of every layer."""
+        """Shapes of the parameters as they lie in the flat vector: kernel and bias of every layer.
+
+        Those of convolutions lie as (3, 3, before, after), in which Winograd's products read them.
+        """
         widths = [self.channels, *(self.width * 2**block for block in range(self.depth))]
-        kernels = [(after, before, 3, 3) for before, after in pairwise(widths)]
-        kernels.append((self.classes, self.features))
-        return tuple(shape for kernel in kernels for shape in (kernel, kernel[:1]))
+        pairs = [((3, 3, before, after), (after,)) for before, after in pairwise(widths)]
+        pairs.append(((self.classes, self.features), (self.classes,)))
+        return tuple(shape for pair in pairs for shape in pair)
 
     @cached_property
     def parameters(self) -> int:
@@ -95,10 +98,14 @@ class Network:
         return slice(end - self.classes * self.features, end)
 
     def layers(self, flat: Tensor) -> list[Layer]:
-        """A (P,) vector as (kernel, bias) of every layer, the linear one last: views, so gradients flow back."""
+        """A (P,) vector as (kernel, bias) of every layer, the linear one last: views, so gradients flow back.
+
+        Kernels of convolutions are (after, before, 3, 3), as torch takes them.
+        """
         pieces = flat.split([prod(shape) for shape in self.shapes])
         views = [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
-        return list(zip(views[::2], views[1::2], strict=True))
+        kernels = [view.permute(3, 2, 0, 1) if view.dim() == 4 else view for view in views[::2]]
+        return list(zip(kernels, views[1::2], strict=True))
 
     def initialise(self, source: torch.Generator) -> Tensor:
         """A fresh (P,) float32 vector: LeCun normal kernels (deviation fan_in^-1/2, cut at 2 sigma), zero biases."""

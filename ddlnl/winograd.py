@@ -37,9 +37,9 @@ def lift(x: Tensor) -> Tensor:
 
 
 def lift_weight(weight: Tensor) -> Tensor:
-    """(K, C, 3, 3) weights as (36, C, K); differentiable."""
-    place = torch.tensor(_WEIGHT, dtype=weight.dtype, device=weight.device) / 24
-    return torch.einsum("ai,bj,koij->baok", place, place, weight).flatten(0, 1)
+    """(K, C, 3, 3) weights as (36, C, K); differentiable. Weights that lie as (3, 3, C, K) are read without a copy."""
+    lines = weight.permute(2, 3, 1, 0)
+    return torch.mm(_places(weight), lines.flatten(2).flatten(0, 1)).unflatten(1, lines.shape[2:])
 
 
 def lower(lifted: Tensor, size: tuple[int, int]) -> Tensor:
@@ -53,10 +53,15 @@ def lift_back(gradient: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def lift_weight_back(gradient: Tensor) -> Tensor:
-    """The transpose of `lift_weight`."""
-    place = torch.tensor(_WEIGHT, dtype=gradient.dtype, device=gradient.device) / 24
-    places = torch.einsum("ai,bj->ijba", place, place).reshape(9, PLACES**2)
-    return torch.mm(places, gradient.flatten(1)).view(3, 3, *gradient.shape[1:]).permute(3, 2, 0, 1)
+    """The transpose of `lift_weight`; the result lies as (3, 3, C, K)."""
+    lines = torch.mm(_places(gradient).T, gradient.flatten(1))
+    return lines.view(3, 3, *gradient.shape[1:]).permute(3, 2, 0, 1)
+
+
+def _places(like: Tensor) -> Tensor:
+    """(36, 9): from the pixels of a kernel, row by row, to its places, column by column."""
+    place = torch.tensor(_WEIGHT, dtype=like.dtype, device=like.device) / 24
+    return torch.einsum("bj,ai->baij", place, place).reshape(PLACES**2, 9)
 
 
 def lower_back(gradient: Tensor) -> Tensor:
