@@ -23,6 +23,11 @@ SIDES = range(4, 65)  # below, a tile is mostly padding; above, the dense produc
 Move = tuple[Tensor | None, Tensor]
 
 
+def layout(tensor: Tensor) -> torch.memory_format:
+    """What convolutions and blocks are fastest in; the block kernels for CUDA read contiguous tensors."""
+    return torch.channels_last if tensor.is_cpu else torch.contiguous_format
+
+
 def convolve(x: Tensor, weight: Tensor, moves: Sequence[Move], padding: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
     """W * x, and W * dx + dW * x for each move (dx, dW), for (N, C, H, W) x and (K, C, 3, 3) W.
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddlnl import winograd
-from ddlnl.convolutions import FEW, is_winograd
+from ddlnl.convolutions import FEW, is_winograd, layout
 
 
 def fix(x: Tensor, weight: Tensor, padding: int) -> Direct | Products | Patches:
@@ -21,10 +21,10 @@ def fix(x: Tensor, weight: Tensor, padding: int) -> Direct | Products | Patches:
 
 
 class Direct:
-    """By torch's own convolutions, channels-last."""
+    """By torch's own convolutions."""
 
     def __init__(self, x: Tensor, weight: Tensor, padding: int) -> None:
-        self.x, self.weight, self.padding = x, _last(weight), padding
+        self.x, self.weight, self.padding = x, _dense(weight), padding
 
     def value(self, bias: Tensor) -> Tensor:
         """W * x + b, (N, K, H, W), for (K,) b."""
@@ -32,7 +32,7 @@ class Direct:
 
     def push(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
         """W * dx + dW * x + db, (N, K, H, W); dx None: x does not move."""
-        pushed = F.conv2d(self.x, _last(dweight), dbias, padding=self.padding)
+        pushed = F.conv2d(self.x, _dense(dweight), dbias, padding=self.padding)
         return pushed if dx is None else pushed.add_(F.conv2d(dx, self.weight, padding=self.padding))
 
     def pull(self, cotangent: Tensor, into_x: bool) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -118,5 +118,5 @@ def _pixels(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def _last(weight: Tensor) -> Tensor:
-    return weight.contiguous(memory_format=torch.channels_last)
+def _dense(weight: Tensor) -> Tensor:
+    return weight.contiguous(memory_format=layout(weight))
