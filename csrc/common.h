@@ -15,7 +15,7 @@
 // CORE_VERSION in ddlnl/_core.py is the same number. Raise both with every change of a schema in ops.cpp, or of what its
 // tensors may be: a library built from older sources is then refused, where it would otherwise be called with arguments
 // it does not know.
-#define DDLNL_CORE_VERSION 3
+#define DDLNL_CORE_VERSION 4
 
 #define DDLNL_TEXT_OF(number) #number
 #define DDLNL_TEXT(macro) DDLNL_TEXT_OF(macro)

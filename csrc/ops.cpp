@@ -30,6 +30,10 @@ STABLE_TORCH_LIBRARY(ddlnl, m) {
       "norm_relu_pool_tangent_backward(Tensor gradient, Tensor dgradient, Tensor x, Tensor dx, Tensor? weight,"
       " Tensor? dweight, Tensor? bias, Tensor? dbias, Tensor statistics, bool norm)"
       " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+
+  m.def("softplus_pool(Tensor x, float beta) -> Tensor");
+  m.def("softplus_pool_tangent(Tensor x, Tensor dx, float beta) -> Tensor");
+  m.def("softplus_pool_backward(Tensor gradient, Tensor x, float beta) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ddlnl, CompositeImplicitAutograd, m) {

@@ -14,7 +14,7 @@ import torch
 from ddlnl import _build
 from ddlnl.errors import InputError
 
-CORE_VERSION = 3
+CORE_VERSION = 4
 """The schemas and tensors this package calls with; DDLNL_CORE_VERSION in csrc/common.h is the same number."""
 
 _MARKER = b"ddlnl-core-version:"

@@ -13,6 +13,7 @@ import functools
 import math
 import platform
 import statistics
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from ddlnl.generators import numpy_generator
 from ddlnl.preprocess import Preprocessing
 from ddlnl.profiles import PROFILES, Profile
 from ddlnl.store import Store, key_of
+from ddlnl.training import NotFinite
 from ddlnl.trajectories import Trajectories
 
 
@@ -228,20 +230,19 @@ class _Run:
         self.seconds["experts"] = float(experts.pop("seconds"))
         return experts
 
-    def _full(self) -> list[Curves]:
+    def _full(self) -> list[Curves | None]:
         self._evaluate("full", methods.training_tensors(self.train, self.preprocessing, self.device), self.profile.full)
         return self._evaluations(["full"])
 
-    def _small_sets(self) -> list[Curves]:
+    def _small_sets(self) -> list[Curves | None]:
         """Make the small set, evaluating it at every checkpoint; the final set is kept, and the one it began as."""
-        experts = self.experts()
+        experts, names = self.experts(), methods.checkpoint_names(self.task)
         progress = self.store.progress(f"{self.key}-making")
         for name, small in methods.checkpoints(self.task, experts, progress):
             with progress.paused():
                 if name == "iteration-0":
                     stored_sets.save(self.store, initial_key(self.key), small, self.fitted)
-                self._evaluate(name, small.training_set(), small.protocol)
-        names = methods.checkpoint_names(self.task)
+                self._evaluate(name, small.training_set(), small.protocol, final=name == names[-1])
         if small.free_labels:  # the second published run of RCIG's students goes into the notes
             names.append("without-augmentation")
             self._evaluate(names[-1], small.training_set(), small.protocol.without_augmentation())
@@ -258,24 +259,35 @@ class _Run:
             self.notes |= _scores(names[-1].replace("-", "_"), evaluation.select([evaluations.pop()], "last"))
         return evaluations
 
-    def _evaluate(self, name: str, tensors: tuple[Tensor, Tensor], protocol: Protocol) -> None:
-        """Keep the accuracies of fresh students on one training set in the store, unless they are there."""
+    def _evaluate(self, name: str, tensors: tuple[Tensor, Tensor], protocol: Protocol, final: bool = True) -> None:
+        """Keep the accuracies of fresh students on one training set in the store, unless they are there.
+
+        Where a student diverges there is no accuracy to report. For the final set that is the end of the cell; an
+        earlier one is kept as diverged, so that no rule can choose it.
+        """
         key = f"{self.key}-{name}"
         if self.store.record("evaluation", key) is None:
             progress = self.store.progress(key)
             seeds = evaluation.student_seeds(self.cell.seed, self.profile.students)
             images, targets = (tensor.to(self.device) for tensor in tensors)
-            curves = evaluation.train_students(images, targets, protocol, self._tests, seeds, progress)
-            body = {"curves": dataclasses.asdict(curves), "seconds": progress.seconds}
+            try:
+                curves = evaluation.train_students(images, targets, protocol, self._tests, seeds, progress)
+            except NotFinite as error:
+                if final:
+                    raise
+                warnings.warn(f"{self.cell}: {name} counts as diverged. {error}", stacklevel=2)
+                curves = None
+            body = {"curves": curves and dataclasses.asdict(curves), "seconds": progress.seconds}
             self.store.save_record("evaluation", key, body)
 
-    def _evaluations(self, names: list[str]) -> list[Curves] | None:
-        """The kept accuracies of these checkpoints, or None where one is missing (damaged since it was written)."""
+    def _evaluations(self, names: list[str]) -> list[Curves | None] | None:
+        """The kept accuracies of these checkpoints, None for one whose students diverged; or None where a record is
+        missing (damaged since it was written)."""
         bodies = [self.store.record("evaluation", f"{self.key}-{name}") for name in names]
         if None in bodies:
             return None
         self.seconds["evaluate"] = sum(body["seconds"] for body in bodies)
-        return [Curves(**body["curves"]) for body in bodies]
+        return [body["curves"] and Curves(**body["curves"]) for body in bodies]
 
     @functools.cached_property
     def _tests(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -289,9 +301,10 @@ class _Run:
             for name, one in sets.items()
         }
 
-    def _record(self, checkpoints: list[Curves]) -> dict[str, Any]:
+    def _record(self, checkpoints: list[Curves | None]) -> dict[str, Any]:
         cell, train = self.cell, self.train
-        scores = [_scores(rule, evaluation.select(checkpoints, rule)) for rule in RULES]
+        names = ["full"] if cell.method == "full" else methods.checkpoint_names(self.task)
+        scores = [_scores(rule, evaluation.select([*filter(None, checkpoints)], rule)) for rule in RULES]
         return {
             **dataclasses.asdict(cell),
             **{column: value for one in scores for column, value in one.items()},
@@ -299,8 +312,9 @@ class _Run:
             "rate": noise.parse(cell.noise).rate,
             "realised_rate": noise.realised_rate(train),
             "students": self.profile.students,
-            "checkpoints": ["full"] if cell.method == "full" else methods.checkpoint_names(self.task),
-            "curves": [dataclasses.asdict(curves) for curves in checkpoints],
+            "checkpoints": names,
+            "curves": [curves and dataclasses.asdict(curves) for curves in checkpoints],
+            "diverged": [name for name, curves in zip(names, checkpoints, strict=True) if curves is None],
             "train_images": len(train),
             "validation_images": len(self.data.validation),
             "test_images": len(self.data.test),

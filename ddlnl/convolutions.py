@@ -1,4 +1,4 @@
-"""The convolution of a ConvNet's block with its tangent, by whichever way was measured fastest.
+"""The convolution of a ConvNet's block with its tangents, by whichever way was measured fastest.
 
 On a CPU in float32: Winograd's from 64 channels on; in the first layer, whose three channels leave oneDNN's gradient of
 the images at a tenth of its speed, that gradient as another convolution. Everything else is torch's own.
@@ -6,6 +6,7 @@ the images at a tenth of its speed, that gradient as another convolution. Everyt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,39 +20,52 @@ MANY, FEW = 64, 4  # channels
 SIDES = range(4, 65)  # below, a tile is mostly padding; above, the dense products with a side's tiles cost too much
 
 
-def convolve(
-    x: Tensor, dx: Tensor | None, weight: Tensor, dweight: Tensor | None, padding: tuple[int, int]
-) -> tuple[Tensor, Tensor | None]:
-    """W * x and W * dx + dW * x for (N, C, H, W) x and (K, C, 3, 3) W.
+Move = tuple[Tensor | None, Tensor]
 
-    dx None: x does not move. dweight None: only the value is asked for, and the second result is None. Differentiable
-    once in every tensor.
+
+def layout(tensor: Tensor) -> torch.memory_format:
+    """What convolutions and blocks are fastest in; the block kernels for CUDA read contiguous tensors."""
+    return torch.channels_last if tensor.is_cpu else torch.contiguous_format
+
+
+def convolve(x: Tensor, weight: Tensor, moves: Sequence[Move], padding: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
+    """W * x, and W * dx + dW * x for each move (dx, dW), for (N, C, H, W) x and (K, C, 3, 3) W.
+
+    dx None: x does not move. Differentiable once in every tensor.
     """
-    if padding == (1, 1) and x.is_cpu and x.dtype in (torch.float32, torch.float64):
-        if x.shape[1] >= MANY and all(side in SIDES for side in x.shape[2:]):
-            return _winograd(x, dx, weight, dweight)
-        if x.shape[1] <= FEW:
-            return _direct(x, dx, weight, dweight, _Narrow.apply)
-    return _direct(x, dx, weight, dweight, lambda x, weight: F.conv2d(x, weight, padding=padding))
+    if is_winograd(x, padding):
+        return _winograd(x, weight, moves)
+    if _plain(x, padding) and x.shape[1] <= FEW:
+        return _direct(x, weight, moves, _Narrow.apply)
+    return _direct(x, weight, moves, lambda x, weight: F.conv2d(x, weight, padding=padding))
 
 
-def _direct(x, dx, weight, dweight, convolution) -> tuple[Tensor, Tensor | None]:
-    value = convolution(x, weight)
-    if dweight is None:
-        return value, None
-    tangent = convolution(x, dweight)
-    return value, tangent if dx is None else tangent.add_(convolution(dx, weight))
+def is_winograd(x: Tensor, padding: tuple[int, int]) -> bool:
+    """Whether 3x3 convolutions of x are computed as Winograd's products."""
+    return _plain(x, padding) and x.shape[1] >= MANY and all(side in SIDES for side in x.shape[2:])
 
 
-def _winograd(x, dx, weight, dweight) -> tuple[Tensor, Tensor | None]:
+def _plain(x: Tensor, padding: tuple[int, int]) -> bool:
+    return padding == (1, 1) and x.is_cpu and x.dtype in (torch.float32, torch.float64)
+
+
+def _direct(x, weight, moves, convolution) -> tuple[Tensor, list[Tensor]]:
+    value, tangents = convolution(x, weight), []
+    for dx, dweight in moves:
+        tangent = convolution(x, dweight)
+        tangents.append(tangent if dx is None else tangent.add_(convolution(dx, weight)))
+    return value, tangents
+
+
+def _winograd(x, weight, moves) -> tuple[Tensor, list[Tensor]]:
     size, x, weight = x.shape[2:], winograd.lift(x), winograd.lift_weight(weight)
-    value = winograd.lower(torch.bmm(x, weight), size)
-    if dweight is None:
-        return value, None
-    tangent = torch.bmm(x, winograd.lift_weight(dweight))
-    if dx is not None:
-        tangent.baddbmm_(winograd.lift(dx), weight)
-    return value, winograd.lower(tangent, size)
+    value, tangents = winograd.lower(torch.bmm(x, weight), size), []
+    for dx, dweight in moves:
+        tangent = torch.bmm(x, winograd.lift_weight(dweight))
+        if dx is not None:
+            tangent.baddbmm_(winograd.lift(dx), weight)
+        tangents.append(winograd.lower(tangent, size))
+    return value, tangents
 
 
 class _Narrow(torch.autograd.Function):

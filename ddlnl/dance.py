@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from ddlnl import augment, networks, ops, training
+from ddlnl import augment, loop, networks, ops, training
 from ddlnl.datasets import ImageSet
 from ddlnl.distilled import decode
 from ddlnl.generators import derive, generator, numpy_generator
@@ -288,9 +288,36 @@ class Dance:
         return matching / self.classes, calibration / self.classes
 
 
+class _Distillation:
+    """A run and the images that it changes."""
+
+    def __init__(self, run: Dance, images: Momentum) -> None:
+        self.run, self.images = run, images
+
+    def begin(self) -> None:
+        """Refuse a precision that is too coarse."""
+        if self.run.settings.architecture.precision != "float32":
+            self.run.require_precision(self.images.images, 0)
+
+    def iterate(self, iteration: int) -> None:
+        losses = self.run.iterate(self.images, iteration)
+        if not all(torch.isfinite(loss) for loss in losses):
+            raise training.NotFinite(
+                f"DANCE's losses became {losses[0].item()} (matching) and {losses[1].item()} (calibration) in "
+                f"iteration {iteration} of {self.run.settings.iterations}."
+            )
+
+    def state(self) -> dict[str, Tensor]:
+        return {"images": self.images.images, "velocity": self.images.velocity}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
+
 def checkpoints(settings: Settings) -> list[int]:
     """The iterations before which `distil` yields the images, ascending; the last one is the end of the run."""
-    return sorted({round(part * settings.iterations) for part in settings.evaluate_at} | {settings.iterations})
+    return loop.checkpoints(settings.iterations, settings.evaluate_at)
 
 
 def distil(
@@ -312,24 +339,5 @@ def distil(
     run = Dance(train, ipc, settings, experts, preprocessing, seed, device)
     images = initial_images(train, ipc, settings, seed).to(device)
     state = Momentum(images, run.classes, settings.lr_per_ipc * ipc, settings.momentum)
-    start = 0
-    if progress and (saved := progress.load()):
-        start = saved[0]
-        state.images.copy_(saved[1]["images"])
-        state.velocity.copy_(saved[1]["velocity"])
-    elif settings.architecture.precision != "float32":
-        run.require_precision(images, 0)
-    due = checkpoints(settings)
-    for iteration in range(start, settings.iterations + 1):
-        if iteration in due:
-            yield iteration, state.images.cpu().clone()
-        if iteration == settings.iterations:
-            return
-        if progress:
-            progress.save(iteration, lambda: {"images": state.images, "velocity": state.velocity})
-        losses = run.iterate(state, iteration)
-        if not all(torch.isfinite(loss) for loss in losses):
-            raise training.NotFinite(
-                f"DANCE's losses became {losses[0].item()} (matching) and {losses[1].item()} (calibration) in "
-                f"iteration {iteration} of {settings.iterations}."
-            )
+    for iteration in loop.follow(_Distillation(run, state), checkpoints(settings), progress):
+        yield iteration, state.images.cpu().clone()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ddlnl import augment, training
+from ddlnl import augment, loop, training
 from ddlnl.datm_initial import Initial
 from ddlnl.datm_settings import Settings
 from ddlnl.generators import generator
@@ -138,6 +138,11 @@ class Datm:
 
         return Captured(gradient) if self.device.type == "cuda" else gradient
 
+    def begin(self) -> None:
+        """Refuse a precision that is too coarse."""
+        if self.settings.precision != "float32":
+            self.require_precision(0)
+
     def require_precision(self, iteration: int) -> None:
         """Raise `InputError` unless the gradient of `iteration` points where that in float32 does."""
         draws, chosen = self.draw(iteration), self.settings.precision
@@ -218,7 +223,7 @@ def _shuffled(count: int, source: torch.Generator) -> list[int]:
 
 def checkpoints(settings: Settings) -> list[int]:
     """The iterations before which `distil` yields the set, ascending: always the first and the last."""
-    return sorted({0, *(round(part * settings.iterations) for part in settings.evaluate_at), settings.iterations})
+    return loop.checkpoints(settings.iterations, (0.0, *settings.evaluate_at))
 
 
 def distil(run: Datm, progress: training.Progress | None = None) -> Iterator[int]:
@@ -227,23 +232,4 @@ def distil(run: Datm, progress: training.Progress | None = None) -> Iterator[int
     A run that resumes yields the checkpoints that are still to come. Raises `training.NotFinite`, `training.NoProgress`
     where the gate was never open, and `InputError` where the chosen precision is too coarse.
     """
-    first = 0
-    if progress and (saved := progress.load()):
-        first = saved[0]
-        run.load(saved[1])
-    elif run.settings.precision != "float32":
-        run.require_precision(0)
-    due = checkpoints(run.settings)
-    for iteration in range(first, run.settings.iterations + 1):
-        if iteration in due:
-            yield iteration
-        if iteration == run.settings.iterations:
-            return
-        if progress:
-            progress.save(iteration, run.state)
-        try:
-            run.iterate(iteration)
-        except training.NotFinite as error:
-            kept = progress.load() if progress else None
-            state = f"the state before iteration {kept[0]} is kept" if kept else "no earlier state was kept"
-            raise training.NotFinite(f"{error} The last good checkpoint: {state}.") from error
+    return loop.follow(run, checkpoints(run.settings), progress)

@@ -31,7 +31,8 @@ def matching(table: pd.DataFrame) -> pd.DataFrame:
     itself.
 
     Args:
-        table: records as `ddlnl.store.table` gives them; cells without a checkpoint at iteration 0 are left out.
+        table: records as `ddlnl.store.table` gives them; cells without a checkpoint at iteration 0, or
+            whose students diverged there, are left out.
 
     Returns:
         One row per dataset, method, IPC and rate: `initial`, `final` (%), `gain` with `low` and `high` (points), `n`
@@ -41,6 +42,7 @@ def matching(table: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["method"].isin(distillers(rows))]
     began = rows["checkpoints"].map(lambda names: isinstance(names, list) and names[0] == "iteration-0")
     rows = rows[began.astype(bool)]
+    rows = rows[rows["curves"].map(lambda curves: curves[0] is not None).astype(bool)]
     found = [
         dict(zip(("dataset", "method", "ipc", "rate"), key, strict=True)) | _gain(group)
         for key, group in rows.groupby(["dataset", "method", "ipc", "rate"])

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ddlnl import evaluation, rcig_meta, rcig_solve, training
+from ddlnl import evaluation, loop, rcig_meta, rcig_solve, training
 from ddlnl.dance import RealBatches
 from ddlnl.datasets import ImageSet
 from ddlnl.generators import generator
@@ -92,7 +92,7 @@ class Rcig:
         self.jittered += found.jittered
         return found
 
-    def tune(self) -> None:
+    def begin(self) -> None:
         """Choose the learning rates that are not given, on the initial set with a network outside the pool.
 
         That of the Hessian solver is tried on the gradient of one real batch.
@@ -130,9 +130,9 @@ class Rcig:
         self._require_finite(
             iteration,
             inner_loss=losses,
-            hessian_residual=residuals,
             outer_loss=direct.loss,
             direct_gradient=direct.images,
+            hessian_residual=residuals,
             implicit_gradient=implicit[0],
         )
         self._update(direct, implicit, iteration)
@@ -261,7 +261,7 @@ def _mean(parts: tuple[Tensor, ...]) -> Tensor:
 
 def checkpoints(settings: Settings) -> list[int]:
     """The iterations before which `distil` yields, ascending: always the first and the last."""
-    return sorted({0, *(round(part * settings.iterations) for part in settings.evaluate_at), settings.iterations})
+    return loop.checkpoints(settings.iterations, (0.0, *settings.evaluate_at))
 
 
 def distil(run: Rcig, progress: training.Progress | None = None) -> Iterator[int]:
@@ -269,18 +269,4 @@ def distil(run: Rcig, progress: training.Progress | None = None) -> Iterator[int
 
     A run that resumes yields the checkpoints that are still to come. Raises `training.NotFinite`.
     """
-    first = 0
-    if progress and (saved := progress.load()):
-        first = saved[0]
-        run.load(saved[1])
-    else:
-        run.tune()
-    due = checkpoints(run.settings)
-    for iteration in range(first, run.settings.iterations + 1):
-        if iteration in due:
-            yield iteration
-        if iteration == run.settings.iterations:
-            return
-        if progress:
-            progress.save(iteration, run.state)
-        run.iterate(iteration)
+    return loop.follow(run, checkpoints(run.settings), progress)

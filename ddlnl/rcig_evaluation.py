@@ -135,17 +135,20 @@ class _Students:
         fresh = [self.network.initialise(generator(seed, "initialisation")) for seed in seeds]
         self.flat = torch.stack(fresh).to(images)
         self.mean, self.square = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
+        self._optimisers: list[torch.optim.Adam] = []
 
     def tensors(self) -> dict[str, Tensor]:
         return {"flat": self.flat, "mean": self.mean, "square": self.square}
 
     def step(self, step: int) -> None:
+        if not self._optimisers:  # only now is it known where a resumed training stands
+            moments = zip(self.flat, self.mean, self.square, strict=True)
+            self._optimisers = [adam(flat, 0.0, mean, square, step) for flat, mean, square in moments]
         rate = self.protocol.rate(step, self.count)
-        for student, seed in enumerate(self.seeds):
-            flat = self.flat[student]
-            optimiser = adam(flat, rate, self.mean[student], self.square[student], step)
-            batch = self._batch(generator(seed, "step", step))
-            train_steps(self.network, flat, optimiser, [batch], self.rows)
+        for optimiser, seed in zip(self._optimisers, self.seeds, strict=True):
+            (group,) = optimiser.param_groups
+            group["lr"], (flat,) = rate, group["params"]
+            train_steps(self.network, flat, optimiser, [self._batch(generator(seed, "step", step))], self.rows)
 
     def _batch(self, source: torch.Generator) -> tuple[Tensor, Tensor]:
         images, targets = self.images, self.targets

@@ -7,18 +7,22 @@ implicit regulariser, so the exact solution is a yardstick and no better method.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddlnl import rcig, rcig_solve
 from ddlnl.datasets import ImageSet
 from ddlnl.preprocess import Preprocessing
+from ddlnl.rcig_network import pool
 from ddlnl.rcig_settings import Settings
 from ddlnl.rcig_solve import Support
+
+_CHUNK = 2**26  # numbers of the Jacobian at a time
 
 
 def tau_exact(support: Support, labels: Tensor) -> Tensor:
@@ -26,20 +30,48 @@ def tau_exact(support: Support, labels: Tensor) -> Tensor:
 
         tau = J' (Theta + (H H' + ridge I) x I)^-1 vec(Y),    Theta = J J' (m K, m K)
 
-    J is without the kernel of the last layer, which ridge regression stands for. Costs m K products with J and J', and
+    J is without the kernel of the last layer, which ridge regression stands for. Costs the product of J with itself and
     the factorisation of an (m K, m K) matrix in float64: for mK up to about 5,000.
     """
     count, classes = labels.shape
-    system = labels.new_zeros(count * classes, count * classes, dtype=torch.float64)
-    for column in range(count * classes):
-        unit = torch.zeros_like(labels)
-        unit.view(-1)[column] = 1
-        system[:, column] = support.push(_pull(support, unit)).flatten()
-    system = (system + system.T) / 2  # but for rounding it is symmetric
     gram = support.factor @ support.factor.T
-    system += torch.kron(gram, torch.eye(classes).to(gram))
+    system = ntk(support) + torch.kron(gram, torch.eye(classes).to(gram))
     weights = torch.cholesky_solve(labels.double().reshape(-1, 1), torch.linalg.cholesky(system))
     return _pull(support, weights.view(count, classes))
+
+
+def ntk(support: Support) -> Tensor:
+    """Theta, (m K, m K) float64: the products of the gradients of all logits in all parameters but the last kernel.
+
+    A gradient in a kernel is the cotangent of the pre-activations times the patches that the kernel sees, so it is made
+    for one image at a time, all logits together, and for as many output channels as `_CHUNK` allows.
+    """
+    classes, count = support.network.classes, len(support.images)
+    theta = torch.eye(classes, dtype=torch.float64).repeat(count, count).to(support.images.device)  # the last bias
+    for patches, cotangents in _rank_one(support):
+        step = max(1, _CHUNK // (count * classes * patches.shape[2]))
+        for part in cotangents.split(step, 2):
+            jacobian = torch.matmul(part.flatten(1, 2), patches).unflatten(1, (classes, -1)).flatten(2).flatten(0, 1)
+            theta += (jacobian @ jacobian.T).double()
+    return theta
+
+
+def _rank_one(support: Support) -> Iterator[tuple[Tensor, Tensor]]:
+    """For every convolution the patches that its kernel sees, (m, H W, 9 c + 1) with a 1 for the bias, and the
+    cotangents of its results in all logits, (m, K, c', H W)."""
+    network = support.network
+    *blocks, (kernel, bias) = network.layers(support.base)
+    hidden, seen, results = support.images, [], []
+    with torch.enable_grad():
+        for block, layer in enumerate(blocks):
+            patches = F.unfold(hidden.detach(), 3, padding=network.padding(block)).mT
+            seen.append(torch.cat([patches, torch.ones_like(patches[..., :1])], 2))
+            results.append(F.conv2d(hidden, *layer, padding=network.padding(block)).requires_grad_())
+            hidden = pool(network, results[-1])
+        logits = F.linear(hidden.flatten(1), kernel, bias).sum(0)  # an image's results reach its own logits alone
+    each = [torch.autograd.grad(logit, results, retain_graph=True) for logit in logits.unbind()]
+    for patches, cotangents in zip(seen, zip(*each, strict=True), strict=True):
+        yield patches, torch.stack(cotangents, 1).flatten(3)
 
 
 def _pull(support: Support, cotangent: Tensor) -> Tensor:
@@ -73,7 +105,7 @@ def shortfall(
     settings = replace(settings, pool=1, solver="adam", hessian_lr=1.0)  # the Hessian is not solved for here
     for ipc in ipcs:
         run = rcig.Rcig(train, ipc, settings, preprocessing, seed, torch.device(device))
-        run.tune()
+        run.begin()
         support, labels, steps = run.quadratic(run.pool.base[0]), run.support()[1], settings.inner_steps
         best = tau_exact(support, labels)
         start, least = (inner_loss(support, labels, one) for one in (torch.zeros_like(best), best))

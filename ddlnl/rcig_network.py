@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddlnl import ops
+from ddlnl.convolutions import convolve, layout
 from ddlnl.errors import InputError, nearest
+from ddlnl.fixed_convolutions import fix
 
 ACTIVATIONS = ("softplus", "relu")
 BETA = 60.0  # softplus(BETA a) / BETA
-_LINEAR = 40.0  # where BETA a is above this, softplus is the identity to float64's last digit
 _CUT_STD = 0.87962566  # standard deviation of a normal variable cut at two of its own
-_CHANNELS_LAST = torch.channels_last  # measured faster for these convolutions, on a CPU by up to a half
 
 Layer = tuple[Tensor, Tensor]
 
@@ -76,11 +76,14 @@ class Network:
 
     @cached_property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the parameters in the order of the flat vector: kernel and bias of every layer."""
+        """Shapes of the parameters as they lie in the flat vector: kernel and bias of every layer.
+
+        Those of convolutions lie as (3, 3, before, after), in which Winograd's products read them.
+        """
         widths = [self.channels, *(self.width * 2**block for block in range(self.depth))]
-        kernels = [(after, before, 3, 3) for before, after in pairwise(widths)]
-        kernels.append((self.classes, self.features))
-        return tuple(shape for kernel in kernels for shape in (kernel, kernel[:1]))
+        pairs = [((3, 3, before, after), (after,)) for before, after in pairwise(widths)]
+        pairs.append(((self.classes, self.features), (self.classes,)))
+        return tuple(shape for pair in pairs for shape in pair)
 
     @cached_property
     def parameters(self) -> int:
@@ -94,10 +97,14 @@ class Network:
         return slice(end - self.classes * self.features, end)
 
     def layers(self, flat: Tensor) -> list[Layer]:
-        """A (P,) vector as (kernel, bias) of every layer, the linear one last: views, so gradients flow back."""
+        """A (P,) vector as (kernel, bias) of every layer, the linear one last: views, so gradients flow back.
+
+        Kernels of convolutions are (after, before, 3, 3), as torch takes them.
+        """
         pieces = flat.split([prod(shape) for shape in self.shapes])
         views = [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
-        return list(zip(views[::2], views[1::2], strict=True))
+        kernels = [view.permute(3, 2, 0, 1) if view.dim() == 4 else view for view in views[::2]]
+        return list(zip(kernels, views[1::2], strict=True))
 
     def initialise(self, source: torch.Generator) -> Tensor:
         """A fresh (P,) float32 vector: LeCun normal kernels (deviation fan_in^-1/2, cut at 2 sigma), zero biases."""
@@ -108,54 +115,47 @@ class Network:
         return flat
 
 
+def pool(network: Network, before: Tensor) -> Tensor:
+    """Activation and pool of pre-activations (N, c, H, W)."""
+    smooth = network.activation == "softplus"
+    return ops.softplus_pool(before, BETA) if smooth else ops.norm_relu_pool(before, norm=False)
+
+
+def _pool_tangent(network: Network, before: Tensor, change: Tensor) -> Tensor:
+    """The derivative of `_pool` in the direction `change`."""
+    if network.activation == "softplus":
+        return ops.softplus_pool_tangent(before, change, BETA)
+    return ops.norm_relu_pool_tangent(before, change, norm=False)[1]
+
+
+def _pool_transpose(network: Network, before: Tensor, cotangent: Tensor) -> Tensor:
+    """The transpose of `_pool_tangent` as a map of the change."""
+    if network.activation == "softplus":
+        return ops.softplus_pool_backward(cotangent, before, BETA)
+    with torch.enable_grad():
+        leaf = before.detach().requires_grad_()
+        return torch.autograd.grad(ops.norm_relu_pool(leaf, norm=False), leaf, cotangent)[0]
+
+
 class _Block:
     """The primal pass of one chunk of images through one block, kept for derivatives at these weights.
 
-    `inputs` (N, c, H, W), and the activation's slope there: a tensor (N, c', H, W) for softplus. For ReLU the
-    pre-activation itself is kept, from which the fused operators take the slope.
+    `before` (N, c', H, W) is the pre-activation, from which the fused operators take the activation's slope.
     """
 
     def __init__(self, network: Network, block: int, layer: Layer, inputs: Tensor) -> None:
-        self.padding, self.smooth = network.padding(block), network.activation == "softplus"
-        self.inputs, self.kernel = inputs, layer[0].contiguous(memory_format=_CHANNELS_LAST)
-        before = F.conv2d(inputs, self.kernel, layer[1], padding=self.padding)
-        if self.smooth:
-            scaled = BETA * before
-            self.slope = torch.sigmoid(scaled)
-            # The same value as F.softplus to rounding, without its slow logarithms of subnormal numbers.
-            self.output = F.avg_pool2d(F.relu(before).sub_(torch.sigmoid(scaled.abs_()).log_().div_(BETA)), 2)
-        else:
-            self.slope = before
-            self.output = ops.norm_relu_pool(before, norm=False)
+        self.network = network
+        self.convolution = fix(inputs, layer[0], network.padding(block))
+        self.before = self.convolution.value(layer[1])
+        self.output = pool(network, self.before)
 
     def push(self, layer: Layer, tangent: Tensor | None) -> Tensor:
         """The derivative of the output in the direction (layer, tangent of the input; None: zero)."""
-        kernel = layer[0].contiguous(memory_format=_CHANNELS_LAST)
-        before = F.conv2d(self.inputs, kernel, layer[1], padding=self.padding)
-        if tangent is not None:
-            before += F.conv2d(tangent, self.kernel, padding=self.padding)
-        if self.smooth:
-            return F.avg_pool2d(before.mul_(self.slope), 2)
-        return ops.norm_relu_pool_tangent(self.slope, before, norm=False)[1]
+        return _pool_tangent(self.network, self.before, self.convolution.push(tangent, *layer))
 
     def pull(self, cotangent: Tensor, into_inputs: bool) -> tuple[Tensor | None, Tensor, Tensor]:
         """The transposed derivative: cotangents of the inputs (None unless asked for), the kernel and the bias."""
-        slope = self.slope if self.smooth else self.slope > 0
-        spread = cotangent.div(4)[:, :, :, None, :, None]
-        before = slope.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mul(spread).flatten(4, 5).flatten(2, 3)
-        return torch.ops.aten.convolution_backward(
-            before,
-            self.inputs,
-            self.kernel,
-            [len(self.kernel)],
-            [1, 1],
-            [self.padding] * 2,
-            [1, 1],
-            False,
-            [0, 0],
-            1,
-            [into_inputs, True, True],
-        )
+        return self.convolution.pull(_pool_transpose(self.network, self.before, cotangent), into_inputs)
 
 
 class Linearised:
@@ -172,7 +172,7 @@ class Linearised:
         self.chunks: list[list[_Block]] = []
         features = []
         for part in images.split(rows):
-            hidden = part.contiguous(memory_format=_CHANNELS_LAST)
+            hidden = part.contiguous(memory_format=layout(part))
             blocks = []
             for block, layer in enumerate(self.layers[:-1]):
                 blocks.append(_Block(network, block, layer, hidden))
@@ -218,21 +218,18 @@ class Linearised:
 def dual(network: Network, base: Tensor, tangents: Sequence[Tensor], images: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Features (N, d) and, for each tangent (P,), the derivative (N, K) of the logits in its direction.
 
-    Ordinary operations only, so that autograd differentiates it in everything; what is wanted is the images.
+    Differentiable in everything; what is wanted is the images.
     """
     layers, directions = network.layers(base), [network.layers(tangent) for tangent in tangents]
-    hidden, moved = images, [None] * len(directions)
+    hidden, moved = images.contiguous(memory_format=layout(images)), [None] * len(directions)
     for block, (kernel, bias) in enumerate(layers[:-1]):
-        pad = network.padding(block)
-        before = F.conv2d(hidden, kernel, bias, padding=pad)
-        smooth = network.activation == "softplus"
-        slope = torch.sigmoid(BETA * before) if smooth else (before > 0).to(before)
+        moves = [(change, direction[block][0]) for change, direction in zip(moved, directions, strict=True)]
+        before, changes = convolve(hidden, kernel, moves, (network.padding(block),) * 2)
+        before = before + bias[:, None, None]
         for number, direction in enumerate(directions):
-            change = F.conv2d(hidden, *direction[block], padding=pad)
-            if moved[number] is not None:
-                change = change + F.conv2d(moved[number], kernel, padding=pad)
-            moved[number] = F.avg_pool2d(slope * change, 2)
-        hidden = F.avg_pool2d(F.softplus(before, BETA, _LINEAR) if smooth else F.relu(before), 2)
+            change = changes[number] + direction[block][1][:, None, None]
+            moved[number] = _pool_tangent(network, before, change)
+        hidden = pool(network, before)
     features, (kernel, _) = hidden.flatten(1), layers[-1]
     pushed = [
         F.linear(features, *direction[-1]) + F.linear(change.flatten(1), kernel)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddlnl import ops
-from ddlnl.convolutions import convolve
+from ddlnl.convolutions import convolve, layout
 from ddlnl.errors import InputError
 from ddlnl.networks import ConvNet, NormReluPool, unflatten
 
@@ -65,15 +65,16 @@ def _forward(network, images, parameters, direction, dtype) -> tuple[Tensor, Ten
     dtype = dtype or parameters.dtype
     blocks, linear = _layers(network, parameters, dtype)
     along, (dweight, dbias) = _layers(network, direction, dtype)
-    x, dx = images.to(dtype, memory_format=_layout(images)), None
+    x, dx = images.to(dtype, memory_format=layout(images)), None
     for layer, block, d in zip(network.blocks[::2], blocks, along, strict=True):
         norm = block.scale is not None
-        y, dy = convolve(x, dx, block.weight, d.weight, layer.padding)
-        if dy is None:
+        moves = [] if d.weight is None else [(dx, d.weight)]
+        y, dy = convolve(x, block.weight, moves, layer.padding)
+        if not dy:
             x = ops.norm_relu_pool(y, block.scale, block.shift, norm=norm)
         else:
             rows = block.scale, d.scale, block.shift, d.shift
-            x, dx = ops.norm_relu_pool_tangent(y, dy, *rows, norm=norm)
+            x, dx = ops.norm_relu_pool_tangent(y, *dy, *rows, norm=norm)
     x = x.flatten(1).to(parameters.dtype)
     value = F.linear(x, *linear)
     if dx is None:
@@ -94,8 +95,3 @@ def _layers(network: ConvNet, flat: Tensor | None, dtype: torch.dtype) -> tuple[
         names = [f"blocks.{index}.weight", f"blocks.{index + 1}.weight", f"blocks.{index + norm}.bias"]
         blocks.append(_Block(*(named[name].to(dtype) if name in named else None for name in names)))
     return blocks, (named["classifier.weight"], named["classifier.bias"])
-
-
-def _layout(images: Tensor) -> torch.memory_format:
-    """What convolutions and blocks are fastest in; the block kernels for CUDA read contiguous tensors."""
-    return torch.channels_last if images.is_cpu else torch.contiguous_format

@@ -37,14 +37,36 @@ def lift(x: Tensor) -> Tensor:
 
 
 def lift_weight(weight: Tensor) -> Tensor:
-    """(K, C, 3, 3) weights as (36, C, K); differentiable."""
-    place = torch.tensor(_WEIGHT, dtype=weight.dtype, device=weight.device) / 24
-    return torch.einsum("ai,bj,koij->baok", place, place, weight).flatten(0, 1)
+    """(K, C, 3, 3) weights as (36, C, K); differentiable. Weights that lie as (3, 3, C, K) are read without a copy."""
+    lines = weight.permute(2, 3, 1, 0)
+    return torch.mm(_places(weight), lines.flatten(2).flatten(0, 1)).unflatten(1, lines.shape[2:])
 
 
 def lower(lifted: Tensor, size: tuple[int, int]) -> Tensor:
     """(36, tiles * N, K) products as (N, K, H, W) results of that size, channels-last; differentiable once."""
     return _Lower.apply(lifted, *size)
+
+
+def lift_back(gradient: Tensor, size: tuple[int, int]) -> Tensor:
+    """The transpose of `lift`: from the gradient of what is lifted to that of the images."""
+    return _gather(gradient, *(_matrices(side, gradient)[0].T for side in size))
+
+
+def lift_weight_back(gradient: Tensor) -> Tensor:
+    """The transpose of `lift_weight`; the result lies as (3, 3, C, K)."""
+    lines = torch.mm(_places(gradient).T, gradient.flatten(1))
+    return lines.view(3, 3, *gradient.shape[1:]).permute(3, 2, 0, 1)
+
+
+def _places(like: Tensor) -> Tensor:
+    """(36, 9): from the pixels of a kernel, row by row, to its places, column by column."""
+    place = torch.tensor(_WEIGHT, dtype=like.dtype, device=like.device) / 24
+    return torch.einsum("bj,ai->baij", place, place).reshape(PLACES**2, 9)
+
+
+def lower_back(gradient: Tensor) -> Tensor:
+    """The transpose of `lower`: from the gradient of the results to that of the products."""
+    return _spread(gradient, *(_matrices(side, gradient)[1].T for side in gradient.shape[2:]))
 
 
 class _Lift(torch.autograd.Function):
@@ -56,19 +78,18 @@ class _Lift(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _gather(gradient, *(_matrices(side, gradient)[0].T for side in ctx.size))
+        return lift_back(gradient, ctx.size)
 
 
 class _Lower(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lifted: Tensor, height: int, width: int) -> Tensor:
-        ctx.size = height, width
-        return _gather(lifted, *(_matrices(side, lifted)[1] for side in ctx.size))
+        return _gather(lifted, *(_matrices(side, lifted)[1] for side in (height, width)))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _spread(gradient, *(_matrices(side, gradient)[1].T for side in ctx.size)), None, None
+        return lower_back(gradient), None, None
 
 
 def _spread(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ def good() -> dict[Callable, dict[str, object]]:
         ops.augment: {"images": x, "table": drawn.table, "codes": drawn.codes, "index": torch.arange(4)},
         ops.norm_relu_pool: {"x": x, "weight": row, "bias": row},
         ops.norm_relu_pool_tangent: {"x": x, "dx": x, "weight": row, "dweight": row, "bias": row, "dbias": row},
+        ops.softplus_pool: {"x": x, "beta": 2.0},
+        ops.softplus_pool_tangent: {"x": x, "dx": x, "beta": 2.0},
+        ops.softplus_pool_backward: {"gradient": random(4, 3, 3, 3), "x": x, "beta": 2.0},
         ops.trajectory_distance: {"student": row, "target": row, "start": row},
         ops.class_mean_distance: {
             "real": random(4, 5),
@@ -58,6 +61,10 @@ FITS = {
     ("norm_relu_pool", "x", "longer in dimension 0"),
     ("norm_relu_pool", "x", "longer in dimension 2"),
     ("norm_relu_pool", "x", "longer in dimension 3"),
+    *(("softplus_pool", "x", f"longer in dimension {dim}") for dim in range(4)),
+    ("softplus_pool", "x", "on no device"),
+    ("softplus_pool_backward", "x", "longer in dimension 2"),
+    ("softplus_pool_backward", "x", "longer in dimension 3"),
 }
 CALLS = [
     pytest.param(operator, name, bad, id=f"{operator.__name__}-{name}-{how.replace(' ', '-')}")

@@ -169,6 +169,16 @@ def test_a_run_that_is_not_finite_stops_and_names_what():
         run.iterate(0)
 
 
+def test_a_run_that_stops_names_its_last_good_checkpoint():
+    run, memory = make_run(), Memory(at=1)
+    iterations = rcig.distil(run, memory)
+    assert next(iterations) == 0
+    assert next(iterations) == 3
+    run.log_temperature.fill_(torch.nan)
+    with pytest.raises(training.NotFinite, match=r"outer loss .* iteration 3 of 6\..* before iteration 1 is kept\."):
+        next(iterations)
+
+
 def test_solves_that_diverge_are_counted():
     run = make_run(inner_lr=10.0, hessian_lr=1e4)
     for iteration in range(2):
@@ -249,7 +259,7 @@ def test_learning_rates_are_adapted_every_50_iterations_from_the_scores_since_th
 
 def test_learning_rates_that_are_not_given_are_tuned_to_the_edge_of_descent():
     run = make_run(inner_lr=None, hessian_lr=None)
-    run.tune()
+    run.begin()
     support = run.quadratic(run.network.initialise(generator(0, "tuning")))
 
     def score(lr):

@@ -11,8 +11,20 @@ from small import image_set, profile
 from test_study import write_small_archive
 
 import ddlnl
-from ddlnl import cells, datasets, evaluation, methods, preprocess, rcig_evaluation, rcig_runs, rcig_settings, study
+from ddlnl import (
+    cells,
+    datasets,
+    evaluation,
+    methods,
+    preprocess,
+    rcig_evaluation,
+    rcig_runs,
+    rcig_settings,
+    store,
+    study,
+)
 from ddlnl.cells import Cell
+from ddlnl.curves import Curves
 from ddlnl.distilled import DistilledSet, concatenate
 from ddlnl.errors import InputError
 from ddlnl.preprocess import Preprocessing
@@ -70,6 +82,37 @@ def test_the_run_without_augmentation_is_recorded_beside_the_other_one(cell, rec
         assert found[f"accuracy_{name}"] == pytest.approx(scores.mean)
     steps = [scores.curves.epochs[-1] for scores in (scores,)]
     assert steps == [PROFILES["demo"].rcig.student.steps * 5 // 2]
+
+
+def blow_up(monkeypatch, iteration):
+    """Let the set of the checkpoint at `iteration` be one that no student learns from."""
+    product = methods.rcig.Rcig.product
+
+    def too_large(run):
+        found = product(run)
+        return found | {"images": found["images"] * 1e30} if run.count == iteration else found
+
+    monkeypatch.setattr(methods.rcig.Rcig, "product", too_large)
+
+
+def test_a_checkpoint_whose_students_diverge_is_recorded_as_such_and_no_rule_chooses_it(cell, tmp_path, monkeypatch):
+    blow_up(monkeypatch, 2)
+    with pytest.warns(UserWarning, match=r"iteration-2 counts as diverged\. The weights of RCIG's students"):
+        table = study.run([cell], tmp_path, device="cpu", progress=False)
+    record = table.iloc[0]
+    assert record["checkpoints"] == ["iteration-0", "iteration-2", "iteration-4"]
+    assert [curves is None for curves in record["curves"]] == [False, True, False]
+    assert record["diverged"] == ["iteration-2"]
+    others = [Curves(**curves) for curves in record["curves"] if curves]
+    for rule in evaluation.RULES:
+        assert record[f"accuracies_{rule}"] == evaluation.select(others, rule)
+
+
+def test_a_final_set_whose_students_diverge_stops_the_cell(cell, tmp_path, monkeypatch):
+    blow_up(monkeypatch, 4)
+    with pytest.raises(RuntimeError, match="students are not finite after step 8"):
+        study.run([cell], tmp_path, device="cpu", progress=False)
+    assert store.table(tmp_path).empty
 
 
 def test_a_set_with_free_labels_is_written_and_read_with_its_protocol(cell, record, tmp_path):

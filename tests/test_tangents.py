@@ -133,10 +133,12 @@ def test_a_convolution_with_its_tangent_is_the_product_rule_whichever_way_it_tak
     x, dx = normal(2, channels, 6, 9).requires_grad_(), normal(2, channels, 6, 9, seed=1).requires_grad_()
     weight, dweight = (normal(4, channels, 3, 3, seed=seed).requires_grad_() for seed in (2, 3))
     given = (x, dx, weight, dweight) if moves else (x, weight, dweight)
-    found = convolutions.convolve(x, dx if moves else None, weight, dweight, padding)
+    value, tangents = convolutions.convolve(x, weight, [(dx if moves else None, dweight)] * 2, padding)
+    found = value, tangents[1]
     tangent = F.conv2d(x, dweight, padding=padding) + (F.conv2d(dx, weight, padding=padding) if moves else 0)
     expected = F.conv2d(x, weight, padding=padding), tangent
     same(found, expected, 1e-12)
     seeds = [normal(*one.shape, seed=4 + i) for i, one in enumerate(found)]
     same(grad(found, given, seeds), grad(expected, given, seeds), 1e-12)
-    assert convolutions.convolve(x, None, weight, None, padding)[1] is None
+    assert torch.equal(*tangents)
+    assert convolutions.convolve(x, weight, [], padding)[1] == []

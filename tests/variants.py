@@ -1,7 +1,7 @@
 """The compiled core built in other ways, and what the tests of the operators make of it. Not collected by pytest.
 
     python tests/variants.py sanitize   # AddressSanitizer and UndefinedBehaviorSanitizer over those tests
-    python tests/variants.py mutants    # 20 planted errors, each of which those tests must find
+    python tests/variants.py mutants    # 23 planted errors, each of which those tests must find
 
 Each variant is a copy of the package in a temporary folder, with its own library compiled from csrc/ for the CPU.
 """
@@ -22,7 +22,8 @@ from torch.utils.cpp_extension import include_paths
 
 ROOT = Path(__file__).parent.parent
 COMPILER = os.environ.get("CXX", "c++")
-TESTS = {"augment": "test_ops_augment.py", "block": "test_ops_block.py", "distances": "test_ops_distances.py"}
+FAMILIES = ("augment", "block", "distances", "smooth")
+TESTS = {family: f"test_ops_{family}.py" for family in FAMILIES}
 SANITIZE = [
     "-O1",
     "-g",
@@ -51,6 +52,9 @@ MUTANTS = [
     ("augment_cpu.cpp", "at[1] += scratch.weights[1][j]", "at[1] += scratch.weights[0][j]"),
     ("augment_cpu.cpp", "call.stages - 1 - s : s", "s : s"),
     ("augment.h", "box = (side + 1) / 2", "box = side / 2"),
+    ("smooth_cpu.cpp", "0.693359375f", "0.6933594f"),
+    ("smooth_cpu.cpp", "negative ? e : one", "negative ? one : e"),
+    ("smooth_cpu.cpp", "std::fill_n(to, x.numel(), A(0))", "std::fill_n(to, x.numel(), A(1))"),
     ("distances_cpu.cpp", "a = A(from[i]) - goal", "a = A(from[i]) + goal"),
     ("distances_cpu.cpp", "std::max(count[k], A(1)), width", "A(size.rows), width"),
     ("distances_cpu.cpp", "count[label[row]], size.columns", "A(1), size.columns"),

@@ -19,6 +19,7 @@ from ddlnl import augment, dance, networks, ops, preprocess, training
 from ddlnl.bench._eager import EagerConvNet, EagerDance, eager_augment, eager_tail, eager_train
 from ddlnl.datasets import ImageSet
 from ddlnl.generators import generator, numpy_generator
+from ddlnl.rcig_network import BETA
 from ddlnl.training import Architecture, Recipe
 
 CLASSES, SIDE = 10, 32  # as in CIFAR-10
@@ -83,6 +84,23 @@ def _block(
     def ours() -> Sequence[Tensor]:
         y = ops.norm_relu_pool(*inputs)
         return y, *grad(y, inputs, gradient)
+
+    return [Pair(baseline, ours)]
+
+
+def _softplus(device: torch.device, scale: float) -> list[Pair]:
+    """Value and gradient in x; both channels-last, as convolutions on a CPU give it."""
+    x, g = _random(device, *((_part(64, scale), _part(128, scale), side, side) for side in (32, 16)))
+    x, g = (one.contiguous(memory_format=torch.channels_last) for one in (x, g))
+    x.requires_grad_()
+
+    def baseline() -> Sequence[Tensor]:
+        y = F.avg_pool2d(F.softplus(x, BETA), 2)
+        return y, *grad(y, x, g)
+
+    def ours() -> Sequence[Tensor]:
+        y = ops.softplus_pool(x, BETA)
+        return y, *grad(y, x, g)
 
     return [Pair(baseline, ours)]
 
@@ -285,6 +303,7 @@ CASES = (
         5,
         partial(_tangent, side=16),
     ),
+    Case("softplus_pool", "softplus (beta 60) and pool, 64 x 128 x 32 x 32, channels-last", None, _softplus),
     Case(
         "first_convolution",
         "first convolution, 64 images of 3 x 32 x 32 to 128 channels, with the gradient of its weights",

@@ -5,6 +5,7 @@ from ddlnl._core import Backend, backend
 from ddlnl.ops._augment import augment
 from ddlnl.ops._block import norm_relu_pool, norm_relu_pool_tangent
 from ddlnl.ops._distances import class_mean_distance, trajectory_distance
+from ddlnl.ops._smooth import softplus_pool, softplus_pool_backward, softplus_pool_tangent
 
 backend()
 
@@ -15,5 +16,8 @@ __all__ = [
     "class_mean_distance",
     "norm_relu_pool",
     "norm_relu_pool_tangent",
+    "softplus_pool",
+    "softplus_pool_backward",
+    "softplus_pool_tangent",
     "trajectory_distance",
 ]

@@ -42,7 +42,7 @@ def norm_relu_pool(
 
     Returns: (N, C, H // 2, W // 2).
     """
-    return _pooled(_affine(_normalised(x, eps)[0] if norm else x, weight, bias).relu())
+    return pooled(_affine(_normalised(x, eps)[0] if norm else x, weight, bias).relu())
 
 
 @_at_least_single
@@ -70,7 +70,7 @@ def norm_relu_pool_tangent(
     tangent = _affine(tangent, weight, dbias)
     if dweight is not None:
         tangent = tangent + hidden * _per_image(dweight, x)
-    return _pooled(value.relu()), _pooled(torch.where(value <= 0, 0, tangent))
+    return pooled(value.relu()), pooled(torch.where(value <= 0, 0, tangent))
 
 
 def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,8 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + _per_image(bias, x)
 
 
-def _pooled(x: Tensor) -> Tensor:
+def pooled(x: Tensor) -> Tensor:
+    """The mean of every 2x2 cell; the last row or column of an odd side belongs to none."""
     height, width = x.shape[2] // 2, x.shape[3] // 2
     if x.numel() == 0 or height * width == 0:  # torch refuses an empty result
         return x[:, :, :height, :width]
