@@ -18,6 +18,8 @@ from ddlnl.store import Store
 
 def provenance(table: pd.DataFrame, store_dir: str | Path | None = None) -> Markdown:
     """Where the numbers of a table come from: versions, hashes, devices, time, dates and the store."""
+    if table.empty:
+        return Markdown(f"* **Records:** none\n* **Store:** `{Store(store_dir).root}`")
     versions = {f"{name} {version}" for row in table["versions"] for name, version in row.items()}
     hashes = {kind: sorted(table[f"{kind}_hash"].unique()) for kind in ("data", "preprocessing", "noise")}
     machines = table.groupby(["device", "threads"]).groups
