@@ -1,4 +1,5 @@
-"""The command line: `data ...` brings data to where the package looks for it, `export` and `summary` read notebooks.
+"""The command line: `data ...` brings data to where the package looks for it, `export` and `summary` read notebooks,
+`gallery` runs them.
 
 What cannot be done is said in one sentence on standard error, and the exit code is 2.
 """
@@ -31,6 +32,12 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("notebook", metavar="NOTEBOOK")
     page.add_argument("html", metavar="HTML")
     page.set_defaults(run=lambda options: export.export(options.notebook, options.html))
+    pages = commands.add_parser("gallery", help="run every notebook and write its page, its figures and an index")
+    pages.add_argument("folder", metavar="OUT_DIR")
+    pages.add_argument("--notebooks", metavar="FOLDER", help="where the notebooks are (default: those of the checkout)")
+    pages.add_argument("--store-dir", metavar="S", help="folder of results (default: $DDLNL_STORE, else the user's)")
+    pages.add_argument("--workers", metavar="N", type=int, default=1, help="cells computed side by side")
+    pages.set_defaults(run=_gallery)
     line = commands.add_parser("summary", help="print the result of an executed notebook")
     line.add_argument("notebook", metavar="NOTEBOOK")
     line.set_defaults(run=lambda options: print(export.summary(options.notebook)))
@@ -51,6 +58,12 @@ def _add_data_commands(commands: argparse._SubParsersAction) -> None:
     add("import-tiny-imagenet", _import_tiny_imagenet, "FOLDER", layout, "make an archive from the published pictures")
     files = "CIFAR-10_human.pt or CIFAR-100_human.pt"
     add("import-cifar-n", _import_cifar_n, "LABEL_FILE", files, "add the CIFAR-N human labels to the archive of CIFAR")
+
+
+def _gallery(options: argparse.Namespace) -> None:
+    from ddlnl import gallery  # papermill takes a second to import, and no other command needs it
+
+    print(f"The index is {gallery.build(options.folder, options.notebooks, options.store_dir, options.workers)}.")
 
 
 def _fetch(options: argparse.Namespace) -> None:

@@ -23,6 +23,8 @@ from ddlnl.controls import METHODS as CONTROLS
 from ddlnl.errors import InputError
 from ddlnl.evaluation import RULES
 
+VECTORS = "application/vnd.ddlnl.figure+json"  # of a notebook's output: SVG and PDF in base64
+ABOUT = {"svg": ("Description", "Date"), "pdf": ("Subject", "CreationDate"), "png": ("Description", None)}
 WIDTHS = {"column": 3.3, "page": 6.9}  # inches, as papers set them
 SCREEN = 140  # CSS pixels per inch on a page; the image holds twice as many
 NAMES = {
@@ -321,23 +323,29 @@ def speedups_alt(table: pd.DataFrame) -> str:
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Display a figure as an image that carries its alternative text; `ddlnl.export` keeps it."""
+    """Display a figure as an image that carries its alternative text, and beside it, for `ddlnl.export`, as vectors."""
     size = {"width": round(figure.get_figwidth() * SCREEN), "height": round(figure.get_figheight() * SCREEN)}
-    image = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(image, format="png", dpi=2 * SCREEN, metadata={"Description": alt})
-    data = {"image/png": base64.b64encode(image.getvalue()).decode("ascii"), "text/plain": alt}
+    drawn = {suffix: _encoded(figure, suffix, alt) for suffix in ABOUT}
+    data = {"image/png": drawn.pop("png"), VECTORS: drawn, "text/plain": alt}
     display(data, metadata={"image/png": size | {"alt": alt}}, raw=True)
+
+
+def _encoded(figure: Figure, suffix: str, alt: str) -> str:
+    file = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(file, format=suffix, dpi=2 * SCREEN, metadata=_about(suffix, alt))
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _about(suffix: str, alt: str) -> dict:
+    """What a file says about itself: the alternative text, and no date, so that it repeats byte for byte."""
+    words, date = ABOUT[suffix]
+    return {words: alt} | ({date: None} if date else {})
 
 
 def save(figure: Figure, stem: str | Path, alt: str = "") -> list[Path]:
     """Write `stem`.svg, .pdf and .png (600 dots per inch); the files carry `alt` and no date, so they repeat."""
-    about = {
-        "svg": {"Description": alt, "Date": None},
-        "pdf": {"Subject": alt, "CreationDate": None},
-        "png": {"Description": alt},
-    }
     with mpl.rc_context(STYLE):
-        for suffix, metadata in about.items():
-            figure.savefig(f"{stem}.{suffix}", dpi=600, metadata=metadata)
-    return [Path(f"{stem}.{suffix}") for suffix in about]
+        for suffix in ABOUT:
+            figure.savefig(f"{stem}.{suffix}", dpi=600, metadata=_about(suffix, alt))
+    return [Path(f"{stem}.{suffix}") for suffix in ABOUT]

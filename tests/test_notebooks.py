@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import papermill
 import pytest
 
 from ddlnl import export, store
+from ddlnl.methods import CONTROLS
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SMALL = {"rates": [0.0, 0.8], "ipc": 10, "seeds": 1, "device": "cpu"}
@@ -65,3 +67,71 @@ def test_figure_3_shows_the_set_of_every_noise_before_and_after_and_what_its_lab
         assert alternative in page
     assert "absorbed, clean labels" in page
     assert "Where the numbers come from" in page
+
+
+@pytest.mark.parametrize(
+    ("notebook", "given", "noises", "says"),
+    [
+        pytest.param(
+            "fig4_asymmetric",
+            {"rates": [0.8], "methods": ["dance"]},
+            {"clean", "asymmetric:0.8"},
+            [
+                "by asymmetric noise rate",
+                "does not beat|is not shown to beat|beats",
+                "students absorbed|is not in the rec",
+            ],
+            id="fig4_asymmetric",
+        ),
+        pytest.param(
+            "fig5_cifar_n",
+            {"rates": [0.2], "methods": ["dance"]},
+            {"clean", "instance:0.2"},
+            ["instance-dependent, not labels of people", "by instance noise rate", "against the full noisy set under"],
+            id="fig5_cifar_n",
+        ),
+        pytest.param(
+            "fig1_overview",
+            {"rates": [0.8], "methods": ["datm"]},
+            {"clean", "asymmetric:0.8", "symmetric:0.8"},
+            ["label mass on the own class", "absorbed, clean labels", "times faster", "distilling (pays|never pays)"],
+            id="fig1_overview",
+        ),
+        pytest.param(
+            "controls",
+            {"methods": ["dance"]},
+            {"clean", "symmetric:0.8"},
+            ["under clean labels and under symmetric 0.8 noise", *(f"beat {one}" for one in CONTROLS if one != "full")],
+            id="controls",
+        ),
+        pytest.param(
+            "longtail",
+            {"rates": [0.0], "ipc": 2, "methods": ["dance"]},
+            {"clean"},
+            ["by imbalance factor, clean labels, IPC 2", "rare classes lose|accuracy of single classes is not"],
+            id="longtail",
+        ),
+        pytest.param(
+            "explore", {}, set(), ["Test accuracy after the last epoch", "Lists to choose from"], id="explore"
+        ),
+    ],
+)
+def test_a_notebook_runs_on_the_embedded_dataset_and_its_page_says_what_it_found(
+    place, first, notebook, given, noises, says
+):
+    given = {} if notebook == "explore" else SMALL | given
+    out = place / f"{notebook}.ipynb"
+    parameters = given | {"store_dir": str(place / "store")}
+    papermill.execute_notebook(NOTEBOOKS / f"{notebook}.ipynb", out, parameters, progress_bar=False)
+    assert noises <= set(store.table(place / "store")["noise"])
+    page = export.export(out, out.with_suffix(".html")).read_text()
+    for words in (*says, "Where the numbers come from"):
+        assert re.search(words, page), words
+    assert export.summary(out)
+
+
+def test_without_results_the_notebook_to_explore_says_what_to_run(place):
+    out = place / "nothing.ipynb"
+    parameters = {"store_dir": str(place / "empty")}
+    papermill.execute_notebook(NOTEBOOKS / "explore.ipynb", out, parameters, progress_bar=False)
+    assert "run another notebook first" in export.export(out, place / "nothing.html").read_text()

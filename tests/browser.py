@@ -1,0 +1,97 @@
+"""A page in headless Chromium, over its debugging protocol: what it logs, what it asks the network for, how it fits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import websocket
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
+FLAGS += ("--disable-background-networking", "--disable-component-update", "--remote-allow-origins=*")
+FLAGS += ("--remote-debugging-port=0", "--hide-scrollbars")
+PATIENCE = 120  # seconds
+LOOK = """({
+  wide: document.documentElement.scrollWidth, shown: window.innerWidth,
+  nameless: [...document.images].filter(image => !image.alt.trim()).length,
+  broken: [...document.images].filter(image => !image.complete || !image.naturalWidth).length,
+  images: document.images.length,
+  page: getComputedStyle(document.body).backgroundColor,
+})"""
+
+
+class Page:
+    """One tab. `complaints` are messages of the console and refusals of the page's policy; `requests` are addresses."""
+
+    def __init__(self, address: str) -> None:
+        self.socket = websocket.create_connection(address, timeout=PATIENCE)
+        self.count, self.complaints, self.requests = 0, [], []
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: object) -> dict:
+        """Send a command and wait for its answer."""
+        self.count += 1
+        self.socket.send(json.dumps({"id": self.count, "method": method, "params": parameters}))
+        while True:
+            message = self._next()
+            if message.get("id") == self.count:
+                assert "error" not in message, message
+                return message["result"]
+
+    def _next(self) -> dict:
+        message = json.loads(self.socket.recv())
+        method, about = message.get("method"), message.get("params", {})
+        if method in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"):
+            self.complaints.append(json.dumps(about))
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(about["request"]["url"])
+        return message
+
+    def open(self, path: Path, width: int, scheme: str) -> dict:
+        """Show a file at a width of so many pixels, in light or dark, and say what `LOOK` finds."""
+        self.complaints, self.requests = [], []
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call("Page.navigate", url=path.resolve().as_uri())
+        while self._next().get("method") != "Page.loadEventFired":
+            pass
+        return self.call("Runtime.evaluate", expression=LOOK, returnByValue=True)["result"]["value"]
+
+
+@contextlib.contextmanager
+def chromium(folder: Path) -> Iterator[Page]:
+    """A browser whose profile is an empty folder; it ends with the block."""
+    process = subprocess.Popen(
+        [BROWSER, *FLAGS, f"--user-data-dir={folder}", "about:blank"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield _first_tab(_port(folder, process))
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def _port(folder: Path, process: subprocess.Popen) -> int:
+    written, end = folder / "DevToolsActivePort", time.monotonic() + PATIENCE
+    while not (written.is_file() and written.read_text().strip()):
+        assert process.poll() is None, "the browser ended before it was ready"
+        assert time.monotonic() < end, "the browser did not start in time"
+        time.sleep(0.1)
+    return int(written.read_text().split()[0])
+
+
+def _first_tab(port: int) -> Page:
+    with urlopen(f"http://127.0.0.1:{port}/json", timeout=PATIENCE) as answer:
+        tabs = json.load(answer)
+    return Page(next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"))
