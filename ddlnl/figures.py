@@ -167,13 +167,14 @@ def _draw(
         ax.set(ylim=(max(low, 0), min(high, 100)))
     for ax in axes[-1]:
         ipc = data["ipc"].max()
-        ax.set_xlabel("Images per class (IPC)" if panels[0][1] else f"{_rate_of(kind)} (IPC {ipc})")
+        ax.set_xlabel("Images per class (IPC)" if panels[0][1] else f"{rate_of(kind)} (IPC {ipc})")
     figure.supylabel("Test accuracy (%)", fontsize=STYLE["axes.labelsize"])
-    _legends(figure, data, facts, _rate_of(kind) if panels[0][1] else None)
+    _legends(figure, data, facts, rate_of(kind) if panels[0][1] else None)
     return figure
 
 
-def _rate_of(kind: str) -> str:
+def rate_of(kind: str) -> str:
+    """The name of the axis on which a kind of noise is placed."""
     return "Share of wrong labels" if kind == "human" else f"{kind.capitalize()} noise rate"
 
 
@@ -245,12 +246,13 @@ def _legends(figure: Figure, data: pd.DataFrame, facts: pd.DataFrame, rates_titl
     figure.legend(handles=handles, title=note, loc="outside lower center", ncols=columns, columnspacing=1.2)
     if over_ipc:
         rates = data[["rate", "noise"]].drop_duplicates().sort_values("rate").itertuples(index=False)
-        lines = [Line2D([], [], color=colour(rate), label=_condition(rate, noise)) for rate, noise in rates]
-        ncols = 3 if columns == 2 and len(lines) > 5 else 6
+        lines = [Line2D([], [], color=colour(rate), label=condition(rate, noise)) for rate, noise in rates]
+        ncols = 2 if columns == 2 and "human" in " ".join(data["noise"]) else 6
         figure.legend(handles=lines, title=rates_title, loc="outside upper center", ncols=ncols, columnspacing=1.2)
 
 
-def _condition(rate: float, noise: str) -> str:
+def condition(rate: float, noise: str) -> str:
+    """How one noise is written beside others of its kind: its rate, or the label set and the share that is wrong."""
     kind, _, value = noise.partition(":")
     return f"{value}, {rate:.2g}" if kind == "human" else value or noise
 
@@ -268,7 +270,7 @@ def _error_note(data: pd.DataFrame) -> str:
 def alt_text(table: pd.DataFrame, kind: str = "symmetric") -> str:
     """The figure in words, for those who do not see it: what is drawn, and both ends of each pair of lines."""
     data = points(table, kind)
-    by = _rate_of(kind)
+    by = rate_of(kind)
     sentences = [
         f"Test accuracy after the last epoch by {by[0].lower()}{by[1:]}, distilled set against full noisy set."
     ]

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from ddlnl.claims import distillers, select
 from ddlnl.errors import InputError
-from ddlnl.figures import COLOURS, FAINT, GREY, MARKERS, STYLE, WIDTHS, colour, name, points
+from ddlnl.figures import COLOURS, FAINT, GREY, MARKERS, STYLE, WIDTHS, colour, condition, name, points, rate_of
 from ddlnl.methods import CONTROLS
 
 DOTS = {"markersize": 4.5, "elinewidth": 0.8, "linestyle": "none"}
@@ -45,9 +45,10 @@ def to_noise(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
             ax.tick_params(axis="y", length=0)
         figure.supxlabel("Test accuracy (%)", fontsize=STYLE["axes.labelsize"])
         rates = data[["rate", "noise"]].drop_duplicates().sort_values("rate").itertuples(index=False)
-        told = [(colour(rate), spec.replace(":", " ")) for rate, spec in rates]
+        told = [(colour(rate), condition(rate, spec)) for rate, spec in rates]
         dots = [Line2D([], [], marker="o", linestyle="none", color=shade, label=label) for shade, label in told]
-        figure.legend(handles=dots, loc="outside lower center", ncols=3 if len(sizes) == 1 else 6)
+        ncols = 6 if len(sizes) > 1 else 2 if kind == "human" else 5
+        figure.legend(handles=dots, title=rate_of(kind), loc="outside lower center", ncols=ncols)
     return figure
 
 
@@ -112,7 +113,7 @@ def to_imbalance(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
             ax.set_axis_off()
         figure.supylabel("Test accuracy (%)", fontsize=STYLE["axes.labelsize"])
         lines = [Line2D([], [], **_look(method), label=name(method)) for method in order]
-        figure.legend(handles=lines, loc="outside lower center", ncols=3 if width < 5 else 6)
+        figure.legend(handles=lines, loc="outside lower center", ncols=2 if width < 5 else 4)
     return figure
 
 

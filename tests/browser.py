@@ -32,7 +32,7 @@ class Page:
 
     def __init__(self, address: str) -> None:
         self.socket = websocket.create_connection(address, timeout=PATIENCE)
-        self.count, self.complaints, self.requests = 0, [], []
+        self.count, self.complaints, self.requests, self.loaded = 0, [], [], False
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -53,17 +53,19 @@ class Page:
             self.complaints.append(json.dumps(about))
         elif method == "Network.requestWillBeSent":
             self.requests.append(about["request"]["url"])
+        elif method == "Page.loadEventFired":
+            self.loaded = True
         return message
 
     def open(self, path: Path, width: int, scheme: str) -> dict:
         """Show a file at a width of so many pixels, in light or dark, and say what `LOOK` finds."""
-        self.complaints, self.requests = [], []
+        self.complaints, self.requests, self.loaded = [], [], False
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("Page.navigate", url=path.resolve().as_uri())
-        while self._next().get("method") != "Page.loadEventFired":
-            pass
+        while not self.loaded:
+            self._next()
         return self.call("Runtime.evaluate", expression=LOOK, returnByValue=True)["result"]["value"]
 
 

@@ -35,11 +35,11 @@ def test_a_choice_is_shown_as_figure_and_verdict(shown):
     explore.view(two_kinds(), explore.Choice("demo", "digits", "asymmetric", 10))
     figure, verdict = shown
     assert figure["text/plain"].startswith("Test accuracy after the last epoch by asymmetric noise rate")
-    assert [row["tried"] for row in verdict[claims.MIME]["verdicts"]] == ["10"] * 3
+    assert [row["tried"] for row in verdict[claims.MIME]["verdicts"]] == ["10"] * 6  # clean and noisy, three rules
 
 
 def test_a_choice_without_records_is_one_sentence(shown):
-    explore.view(two_kinds(), explore.Choice("demo", "digits", "asymmetric", 50))
+    explore.view(two_kinds(), explore.Choice("demo", "digits", "asymmetric", 100))
     (told,) = shown
     assert told.data == "There is nothing to draw: the table holds no distilled set under asymmetric noise."
 
