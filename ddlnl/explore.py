@@ -33,7 +33,7 @@ def newest(table: pd.DataFrame) -> pd.DataFrame:
 def choices(table: pd.DataFrame) -> list[Choice]:
     """Every profile, dataset and kind of noise under which the table has a distilled set, most records first."""
     rows = table[table["method"].isin(claims.distillers(table)) & (table["imbalance"] == "none")]
-    kinds = rows["noise"].str.partition(":")[0].replace("clean", "symmetric")
+    kinds = rows["noise"].str.split(":").str[0].replace("clean", "symmetric")
     counts = rows.assign(kind=kinds).groupby(["profile", "dataset", "kind"]).size().sort_values(ascending=False)
     return [Choice(*place) for place in counts.index]
 

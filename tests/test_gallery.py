@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import nbformat
@@ -89,8 +90,7 @@ def test_every_figure_is_there_as_svg_and_pdf_with_its_alternative_text(folder):
     assert {f"panels-{number}.{suffix}" for number in (1, 2) for suffix in ("svg", "pdf")} <= names
     page = BeautifulSoup((folder / "panels.html").read_text(), "html.parser")
     for number, image in enumerate(page.find_all("img"), start=1):
-        described = BeautifulSoup((folder / "figures" / f"panels-{number}.svg").read_text(), "html.parser")
-        assert image["alt"] in described.find("dc:description").get_text()
+        assert image["alt"] in html.unescape((folder / "figures" / f"panels-{number}.svg").read_text())
         assert (folder / "figures" / f"panels-{number}.pdf").read_bytes().startswith(b"%PDF")
 
 
