@@ -3,6 +3,7 @@
 
 #include "augment.h"
 #include "cpu.h"
+#include "lanes.h"
 
 #include <algorithm>
 #include <cmath>
@@ -14,25 +15,42 @@ namespace {
 // Columns and rows of zeros around a plane: both neighbours of any sampling position lie in the image or in these.
 constexpr int32_t kPad = 2;
 
+// A sampled pixel reads four others. Their channels lie side by side in a Quad, and so share an address and a weight.
+template <typename T>
+using Quad = typename VectorOf<T, 4>::type;
+
+// Quads where a processor wants them in memory, of which a vector of bare ones does not take care.
+template <typename T>
+struct Quads {
+  struct alignas(4 * sizeof(T)) Aligned {
+    Quad<T> quad;
+  };
+  explicit Quads(int64_t count) : items(count) {}
+
+  Quad<T>* data() { return &items.data()->quad; }
+  void clear() { std::fill(items.begin(), items.end(), Aligned{}); }
+
+  std::vector<Aligned> items;
+};
+
 // Everything an image needs on its way, allocated once per run of images.
 template <typename T>
 struct Scratch {
   explicit Scratch(const Call& call)
       : buffers{std::vector<T>(call.size()), std::vector<T>(call.size())},
         grey(call.plane()),
-        padded(call.channels * (call.height + 2 * kPad) * (call.width + 2 * kPad)),
-        line(call.width + 2 * kPad),
-        zeros(call.width),
-        sums(call.width),
         right(call.width),
         down(call.width),
-        place(call.width) {}
+        place(call.width),
+        padded((call.height + 2 * kPad) * (call.width + 2 * kPad)),
+        sums(padded.items.size()),
+        line(call.width) {
+    for (auto& one : weights) one.resize(call.width);
+  }
 
-  std::vector<T> buffers[2], grey, padded, line, zeros, sums, right, down;
+  std::vector<T> buffers[2], grey, right, down, weights[4];
   std::vector<int32_t> place;
-  std::vector<T> weights;         // of scale_adjoint: (depth, width)
-  std::vector<int32_t> outputs;   // of scale_adjoint: (depth, width)
-  std::vector<int32_t> reaching;  // of scale_adjoint: (width,)
+  Quads<T> padded, sums, line;  // padded: what lies around the image stays 0
 };
 
 template <typename T>
@@ -103,106 +121,21 @@ DDLNL_INLINE inline void flip(const T* in, T* out, const Call& call) {
   }
 }
 
-// Where the columns of a scaled image are sampled: scratch.place and scratch.right.
+// Where row i of a scaled image is sampled in the padded image: scratch.place, scratch.right and scratch.down.
 template <typename T>
-DDLNL_INLINE inline void scaled_columns(const Call& call, const T* row, Scratch<T>& scratch) {
-  const T scale = row[kScaleColumn];
+DDLNL_INLINE inline void scaled_row(const Call& call, const T* row, int64_t i, Scratch<T>& scratch) {
+  T down;
+  const int32_t top = lower_neighbour(scaled(row[kScaleRow], i, call.height), call.height, &down) + kPad;
+  const int32_t first = top * static_cast<int32_t>(call.width + 2 * kPad) + kPad;
   int32_t* const place = scratch.place.data();
   T* const right = scratch.right.data();
   for (int32_t j = 0; j < static_cast<int32_t>(call.width); ++j) {
-    place[j] = lower_neighbour(scaled(scale, j, call.width), call.width, right + j) + kPad;
+    place[j] = first + lower_neighbour(scaled(row[kScaleColumn], j, call.width), call.width, right + j);
   }
+  std::fill(scratch.down.begin(), scratch.down.end(), down);
 }
 
-template <typename T>
-DDLNL_INLINE inline int64_t scaled_row(const Call& call, const T* row, int64_t i, T* down) {
-  return lower_neighbour(scaled(row[kScaleRow], i, call.height), call.height, down);
-}
-
-// Scaling is separable: two rows become one, and that one is sampled.
-template <typename T>
-DDLNL_INLINE inline void scale(const T* in, T* out, const Call& call, const T* row, Scratch<T>& scratch) {
-  const int64_t width = call.width;
-  scaled_columns(call, row, scratch);
-  const int32_t* const place = scratch.place.data();
-  const T* const right = scratch.right.data();
-  T* const line = scratch.line.data();
-  std::fill(scratch.line.begin(), scratch.line.end(), T{0});
-  for (int64_t i = 0; i < call.height; ++i) {
-    T down;
-    const int64_t top = scaled_row(call, row, i, &down);
-    for (int64_t c = 0; c < call.channels; ++c) {
-      const auto line_at = [&](int64_t at) {
-        return at >= 0 && at < call.height ? in + c * call.plane() + at * width : scratch.zeros.data();
-      };
-      const T *const upper = line_at(top), *const lower = line_at(top + 1);
-      for (int64_t j = 0; j < width; ++j) line[kPad + j] = (1 - down) * upper[j] + down * lower[j];
-      T* const to = out + c * call.plane() + i * width;
-      for (int64_t j = 0; j < width; ++j) {
-        to[j] = (1 - right[j]) * line[place[j]] + right[j] * line[place[j] + 1];
-      }
-    }
-  }
-}
-
-// For every input column the output columns that read it, with their weights: `depth` of them in scratch.outputs and
-// scratch.weights, filled up with weight 0 of an output column that is always 0. Returns the depth.
-template <typename T>
-DDLNL_INLINE inline int64_t readers_of_columns(const Call& call, const T* row, Scratch<T>& scratch) {
-  const int64_t width = call.width;
-  scaled_columns(call, row, scratch);
-  std::vector<int32_t>& reaching = scratch.reaching;
-  const auto for_pairs = [&](const auto& visit) {
-    for (int64_t j = 0; j < width; ++j) {
-      for (int64_t side = 0; side < 2; ++side) {
-        const int64_t column = scratch.place[j] - kPad + side;
-        if (column >= 0 && column < width) visit(j, column, side ? scratch.right[j] : 1 - scratch.right[j]);
-      }
-    }
-  };
-  reaching.assign(width, 0);
-  for_pairs([&](int64_t, int64_t column, T) { ++reaching[column]; });
-  const int64_t depth = width > 0 ? *std::max_element(reaching.begin(), reaching.end()) : 0;
-  scratch.weights.assign(depth * width, T{0});
-  scratch.outputs.assign(depth * width, static_cast<int32_t>(width));
-  reaching.assign(width, 0);
-  for_pairs([&](int64_t j, int64_t column, T weight) {
-    const int64_t slot = reaching[column]++ * width + column;
-    scratch.outputs[slot] = static_cast<int32_t>(j);
-    scratch.weights[slot] = weight;
-  });
-  return depth;
-}
-
-template <typename T>
-DDLNL_INLINE inline void scale_adjoint(const T* in, T* out, const Call& call, const T* row, Scratch<T>& scratch) {
-  const int64_t width = call.width, depth = readers_of_columns(call, row, scratch);
-  T *const line = scratch.line.data(), *const sums = scratch.sums.data();
-  line[width] = 0;
-  std::fill_n(out, call.size(), T{0});
-  for (int64_t i = 0; i < call.height; ++i) {
-    T down;
-    const int64_t top = scaled_row(call, row, i, &down);
-    for (int64_t c = 0; c < call.channels; ++c) {
-      std::copy_n(in + c * call.plane() + i * width, width, line);
-      std::fill_n(sums, width, T{0});
-      for (int64_t k = 0; k < depth; ++k) {
-        const T* const weights = scratch.weights.data() + k * width;
-        const int32_t* const outputs = scratch.outputs.data() + k * width;
-        for (int64_t j = 0; j < width; ++j) sums[j] += weights[j] * line[outputs[j]];
-      }
-      for (int64_t side = 0; side < 2; ++side) {
-        const int64_t at = top + side;
-        if (at < 0 || at >= call.height) continue;
-        const T weight = side ? down : 1 - down;
-        T* const to = out + c * call.plane() + at * width;
-        for (int64_t j = 0; j < width; ++j) to[j] += weight * sums[j];
-      }
-    }
-  }
-}
-
-// Where row i of a rotated image is sampled in the padded planes: scratch.place, scratch.right and scratch.down.
+// The same of a rotated image.
 template <typename T>
 DDLNL_INLINE inline void rotated_row(const Call& call, const T* row, int64_t i, Scratch<T>& scratch) {
   const T cosine = row[kCosine], sine = row[kSine];
@@ -217,58 +150,98 @@ DDLNL_INLINE inline void rotated_row(const Call& call, const T* row, int64_t i, 
   }
 }
 
+// The weights of those four for every pixel of the row: upper left, upper right, lower left, lower right.
 template <typename T>
-DDLNL_INLINE inline void rotate(const T* in, T* out, const Call& call, const T* row, Scratch<T>& scratch) {
-  const int64_t width = call.width, stride = width + 2 * kPad, padded = stride * (call.height + 2 * kPad);
-  for (int64_t c = 0; c < call.channels; ++c) {  // the border keeps the zeros it was made with
-    for (int64_t i = 0; i < call.height; ++i) {
-      std::copy_n(in + c * call.plane() + i * width, width,
-                  scratch.padded.data() + c * padded + (i + kPad) * stride + kPad);
-    }
-  }
-  const int32_t* const place = scratch.place.data();
+DDLNL_INLINE inline void weigh_row(const Call& call, Scratch<T>& scratch) {
   const T *const right = scratch.right.data(), *const down = scratch.down.data();
-  for (int64_t i = 0; i < call.height; ++i) {
-    rotated_row(call, row, i, scratch);
-    for (int64_t c = 0; c < call.channels; ++c) {
-      const T *const upper = scratch.padded.data() + c * padded, *const lower = upper + stride;
-      T* const to = out + c * call.plane() + i * width;
+  T *const first = scratch.weights[0].data(), *const second = scratch.weights[1].data();
+  T *const third = scratch.weights[2].data(), *const fourth = scratch.weights[3].data();
 #pragma omp simd
-      for (int64_t j = 0; j < width; ++j) {
-        const int32_t at = place[j];
-        const T above = (1 - right[j]) * upper[at] + right[j] * upper[at + 1];
-        const T below = (1 - right[j]) * lower[at] + right[j] * lower[at + 1];
-        to[j] = (1 - down[j]) * above + down[j] * below;
-      }
+  for (int64_t j = 0; j < call.width; ++j) {
+    first[j] = (1 - down[j]) * (1 - right[j]);
+    second[j] = (1 - down[j]) * right[j];
+    third[j] = down[j] * (1 - right[j]);
+    fourth[j] = down[j] * right[j];
+  }
+}
+
+// Row i of up to four planes as Quads, and back.
+template <int Lanes, typename T>
+DDLNL_INLINE inline void pack_row(const T* planes, Quad<T>* quads, const Call& call, int64_t i) {
+  const T* const from = planes + i * call.width;
+  const auto of = [&](int c, int64_t j) DDLNL_INLINE { return c < Lanes ? from[c * call.plane() + j] : T{0}; };
+  for (int64_t j = 0; j < call.width; ++j) quads[j] = Quad<T>{of(0, j), of(1, j), of(2, j), of(3, j)};
+}
+
+template <int Lanes, typename T>
+DDLNL_INLINE inline void unpack_row(const Quad<T>* quads, T* planes, const Call& call, int64_t i) {
+  T* const to = planes + i * call.width;
+  for (int64_t j = 0; j < call.width; ++j) {
+    for (int c = 0; c < Lanes; ++c) to[c * call.plane() + j] = quads[j][c];
+  }
+}
+
+// Calls body(planes of `in`, planes of `out`, how many) for every four channels.
+template <typename T, typename Body>
+DDLNL_INLINE inline void over_quads(const T* in, T* out, const Call& call, const Body& body) {
+  for (int64_t c = 0; c < call.channels; c += 4, in += 4 * call.plane(), out += 4 * call.plane()) {
+    switch (call.channels - c) {
+      case 1: body(in, out, std::integral_constant<int, 1>{}); break;
+      case 2: body(in, out, std::integral_constant<int, 2>{}); break;
+      case 3: body(in, out, std::integral_constant<int, 3>{}); break;
+      default: body(in, out, std::integral_constant<int, 4>{});
     }
   }
 }
 
-template <typename T>
-DDLNL_INLINE inline void rotate_adjoint(const T* in, T* out, const Call& call, const T* row, Scratch<T>& scratch) {
-  const int64_t width = call.width, stride = width + 2 * kPad, padded = stride * (call.height + 2 * kPad);
-  std::fill(scratch.padded.begin(), scratch.padded.end(), T{0});
-  for (int64_t i = 0; i < call.height; ++i) {
-    rotated_row(call, row, i, scratch);
-    for (int64_t j = 0; j < width; ++j) {
-      const T right = scratch.right[j], down = scratch.down[j];
-      T* at = scratch.padded.data() + scratch.place[j];
-      const T* from = in + i * width + j;
-      for (int64_t c = 0; c < call.channels; ++c, at += padded, from += call.plane()) {
-        const T above = (1 - down) * *from, below = down * *from;
-        at[0] += (1 - right) * above;
-        at[1] += right * above;
-        at[stride] += (1 - right) * below;
-        at[stride + 1] += right * below;
-      }
-    }
-  }
-  for (int64_t c = 0; c < call.channels; ++c) {
+// Samples every row where locate(i) says.
+template <typename T, typename Locate>
+DDLNL_INLINE inline void sample(const T* in, T* out, const Call& call, Scratch<T>& scratch, const Locate& locate) {
+  const int64_t stride = call.width + 2 * kPad;
+  Quad<T> *const padded = scratch.padded.data(), *const line = scratch.line.data();
+  over_quads(in, out, call, [&](const T* from, T* to, auto lanes) DDLNL_INLINE {
+    constexpr int kLanes = decltype(lanes)::value;
+    for (int64_t i = 0; i < call.height; ++i) pack_row<kLanes>(from, padded + (i + kPad) * stride + kPad, call, i);
     for (int64_t i = 0; i < call.height; ++i) {
-      std::copy_n(scratch.padded.data() + c * padded + (i + kPad) * stride + kPad, width,
-                  out + c * call.plane() + i * width);
+      locate(i);
+      weigh_row(call, scratch);
+      for (int64_t j = 0; j < call.width; ++j) {
+        const Quad<T>* const at = padded + scratch.place[j];
+        line[j] = (scratch.weights[0][j] * at[0] + scratch.weights[1][j] * at[1]) +
+                  (scratch.weights[2][j] * at[stride] + scratch.weights[3][j] * at[stride + 1]);
+      }
+      unpack_row<kLanes>(line, to, call, i);
     }
-  }
+  });
+}
+
+// The transpose of `sample`.
+template <typename T, typename Locate>
+DDLNL_INLINE inline void spread(const T* in, T* out, const Call& call, Scratch<T>& scratch, const Locate& locate) {
+  const int64_t stride = call.width + 2 * kPad, half = call.width / 2;
+  Quad<T> *const sums = scratch.sums.data(), *const line = scratch.line.data();
+  const auto add = [&](int64_t j) DDLNL_INLINE {
+    Quad<T>* const at = sums + scratch.place[j];
+    at[0] += scratch.weights[0][j] * line[j];
+    at[1] += scratch.weights[1][j] * line[j];
+    at[stride] += scratch.weights[2][j] * line[j];
+    at[stride + 1] += scratch.weights[3][j] * line[j];
+  };
+  over_quads(in, out, call, [&](const T* from, T* to, auto lanes) DDLNL_INLINE {
+    constexpr int kLanes = decltype(lanes)::value;
+    scratch.sums.clear();
+    for (int64_t i = 0; i < call.height; ++i) {
+      pack_row<kLanes>(from, line, call, i);
+      locate(i);
+      weigh_row(call, scratch);
+      for (int64_t j = 0; j < half; ++j) {  // a pixel waits for the sums of its neighbour, so take two far apart
+        add(j);
+        add(j + half);
+      }
+      if (call.width % 2) add(call.width - 1);
+    }
+    for (int64_t i = 0; i < call.height; ++i) unpack_row<kLanes>(sums + (i + kPad) * stride + kPad, to, call, i);
+  });
 }
 
 template <typename T>
@@ -288,9 +261,12 @@ DDLNL_INLINE inline void operation(int32_t code, Part part, const T* in, T* out,
     case kFlip:
       return flip(in, out, call);
     case kScale:
-      return adjoint ? scale_adjoint(in, out, call, row, scratch) : scale(in, out, call, row, scratch);
-    case kRotate:
-      return adjoint ? rotate_adjoint(in, out, call, row, scratch) : rotate(in, out, call, row, scratch);
+    case kRotate: {
+      const auto locate = [&](int64_t i) DDLNL_INLINE {
+        code == kScale ? scaled_row(call, row, i, scratch) : rotated_row(call, row, i, scratch);
+      };
+      return adjoint ? spread(in, out, call, scratch, locate) : sample(in, out, call, scratch, locate);
+    }
     default:
       return;
   }
@@ -382,6 +358,16 @@ Tensor augment_cpu(const Tensor& images, const Tensor& table, const Tensor& code
   return result;
 }
 
+// Where numbers are added up that become the elements `to`: in place, where those are as wide.
+template <typename T>
+T* sum_of(T* to, std::vector<T>&) {
+  return to;
+}
+template <typename E, typename T>
+T* sum_of(E*, std::vector<T>& total) {
+  return total.data();
+}
+
 // The results that were made from each source image, in their order.
 struct Members {
   Members(const Call& call, const std::optional<Tensor>& index) : first(call.sources + 1), results(call.count) {
@@ -417,7 +403,8 @@ Tensor augment_adjoint_cpu(const Tensor& gradient, const Tensor& table, const Te
       std::vector<T> wide(std::is_same_v<E, T> ? 0 : size), part(size), total(size);
       for (int64_t t = begin; t < end; ++t) {
         const int64_t first = members.first[t], last = members.first[t + 1];
-        if (first == last) std::fill(total.begin(), total.end(), T{0});
+        T* const sum = sum_of(to + t * size, total);
+        if (first == last) std::fill_n(sum, size, T{0});
         for (int64_t m = first; m < last; ++m) {
           const int64_t n = members.results[m];
           const E* const image = from + n * size;
@@ -428,13 +415,13 @@ Tensor augment_adjoint_cpu(const Tensor& gradient, const Tensor& table, const Te
             std::copy_n(image, size, wide.data());
             in = wide.data();
           }
-          run_program(in, m == first ? total.data() : part.data(), call, programs + n / call.code_run * call.stages,
+          run_program(in, m == first ? sum : part.data(), call, programs + n / call.code_run * call.stages,
                       rows + n / call.table_run * kColumns, Part::kAdjoint, scratch);
           if (m > first) {
-            for (int64_t p = 0; p < size; ++p) total[p] += part[p];
+            for (int64_t p = 0; p < size; ++p) sum[p] += part[p];
           }
         }
-        std::copy_n(total.data(), size, to + t * size);
+        if constexpr (!std::is_same_v<E, T>) std::copy_n(sum, size, to + t * size);
       }
     });
   });

@@ -74,8 +74,7 @@ std::tuple<Tensor, Tensor> norm_relu_pool(Tensor x, OptionalTensor weight, Optio
           last::value_statistics<V>(here, block, A(eps), of);
           last::value_image<V>(here, to + image * pooled, block, of);
         } else {
-          planes::value_statistics(here, block, A(eps), of);
-          planes::value_image(here, to + image * pooled, block, of, scratch.data());
+          planes::value_image(here, to + image * pooled, block, A(eps), of, scratch.data());
         }
         of.keep(kept + image * kValueStatistics * block.channels, kValueStatistics);
       }
@@ -158,11 +157,9 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_tangent(Tensor x, Tensor dx, O
           last::tangent_statistics<V>(here, dhere, block, of);
           last::tangent_image<V>(here, dhere, out_here, dout_here, block, of, dw != nullptr);
         } else {
-          planes::value_statistics(here, block, A(eps), of);
-          planes::tangent_statistics(here, dhere, block, of);
           with_norm(block, [&](auto norm) DDLNL_INLINE {
-            planes::tangent_image<decltype(norm)::value>(here, dhere, out_here, dout_here, block, of, dw != nullptr,
-                                                         scratch.data());
+            planes::tangent_image<decltype(norm)::value>(here, dhere, out_here, dout_here, block, A(eps), of,
+                                                         dw != nullptr, scratch.data());
           });
         }
         of.keep(kept + image * kTangentStatistics * block.channels, kTangentStatistics);

@@ -58,60 +58,57 @@ FORCE_INLINE void unpool(const T* g, A* wide, const Block& block) {
   }
 }
 
-// Mean and 1 / sqrt(var + eps) of every channel; the two passes keep the variance exact for planes far from 0.
+// Asks for the plane after this one. A plane of 32 x 32 numbers fills a page of memory, and what a processor fetches ahead by
+// itself ends with the page.
+template <typename T>
+FORCE_INLINE void expect_next(const T* plane, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t p = n; p < 2 * n; p += kLine) __builtin_prefetch(plane + p, 0, 3);
+}
+
+// Mean and 1 / sqrt(var + eps) of a plane; the two passes keep the variance exact for planes far from 0.
 template <typename T, typename A>
-FORCE_INLINE void value_statistics(const T* x, const Block& block, A eps, Channels<A>& of) {
+FORCE_INLINE void value_statistics(const T* plane, const Block& block, A eps, A* mean, A* r) {
+  *mean = 0, *r = 1;
+  if (!block.norm) return;
+  const int64_t n = block.plane();
+  A sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t p = 0; p < n; ++p) sum += number(plane[p]);
+  const A centre = sum / A(n);
+#pragma omp simd reduction(+ : squares)
+  for (int64_t p = 0; p < n; ++p) squares += (number(plane[p]) - centre) * (number(plane[p]) - centre);
+  *mean = centre;
+  *r = A(1) / std::sqrt(squares / A(n) + eps);
+}
+
+// mean(dx) and s = mean(dx xh) of a plane.
+template <typename T, typename A>
+FORCE_INLINE void tangent_statistics(const T* plane, const T* dplane, const Block& block, A m, A k, A* dmean, A* s) {
+  *dmean = 0, *s = 0;
+  if (!block.norm) return;
+  const int64_t n = block.plane();
+  A sum = 0, product = 0;
+#pragma omp simd reduction(+ : sum, product)
+  for (int64_t p = 0; p < n; ++p) {
+    sum += number(dplane[p]);
+    product += number(dplane[p]) * ((number(plane[p]) - m) * k);
+  }
+  *dmean = sum / A(n);
+  *s = product / A(n);
+}
+
+// Value and statistics of one image.
+template <typename T, typename A>
+FORCE_INLINE void value_image(const T* x, T* out, const Block& block, A eps, Channels<A>& of, A* plane_scratch) {
   using K = Channels<A>;
   const int64_t channels = block.channels, n = block.plane();
   A *mean = of[K::kMean], *r = of[K::kR];
-  if (!block.norm) {
-    std::fill_n(mean, channels, A(0));
-    std::fill_n(r, channels, A(1));
-    return;
-  }
+  const A *w = of[K::kW], *b = of[K::kB];
   for (int64_t c = 0; c < channels; ++c) {
     const T* plane = x + c * n;
-    A sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t p = 0; p < n; ++p) sum += number(plane[p]);
-    const A centre = sum / A(n);
-#pragma omp simd reduction(+ : squares)
-    for (int64_t p = 0; p < n; ++p) squares += (number(plane[p]) - centre) * (number(plane[p]) - centre);
-    mean[c] = centre;
-    r[c] = A(1) / std::sqrt(squares / A(n) + eps);
-  }
-}
-
-// mean(dx) and s = mean(dx xh) of every channel.
-template <typename T, typename A>
-FORCE_INLINE void tangent_statistics(const T* x, const T* dx, const Block& block, Channels<A>& of) {
-  using K = Channels<A>;
-  const int64_t channels = block.channels, n = block.plane();
-  A *dmean = of[K::kDmean], *s = of[K::kS];
-  std::fill_n(dmean, channels, A(0));
-  std::fill_n(s, channels, A(0));
-  if (!block.norm) return;
-  for (int64_t c = 0; c < channels; ++c) {
-    const T *plane = x + c * n, *dplane = dx + c * n;
-    const A m = of[K::kMean][c], k = of[K::kR][c];
-    A sum = 0, product = 0;
-#pragma omp simd reduction(+ : sum, product)
-    for (int64_t p = 0; p < n; ++p) {
-      sum += number(dplane[p]);
-      product += number(dplane[p]) * ((number(plane[p]) - m) * k);
-    }
-    dmean[c] = sum / A(n);
-    s[c] = product / A(n);
-  }
-}
-
-template <typename T, typename A>
-FORCE_INLINE void value_image(const T* x, T* out, const Block& block, Channels<A>& of, A* plane_scratch) {
-  using K = Channels<A>;
-  const int64_t channels = block.channels, n = block.plane();
-  const A *mean = of[K::kMean], *r = of[K::kR], *w = of[K::kW], *b = of[K::kB];
-  for (int64_t c = 0; c < channels; ++c) {
-    const T* plane = x + c * n;
+    expect_next(plane, n);
+    value_statistics(plane, block, eps, mean + c, r + c);
     const A m = mean[c], k = w[c] * r[c], shift = b[c];
 #pragma omp simd
     for (int64_t p = 0; p < n; ++p) {
@@ -134,6 +131,7 @@ FORCE_INLINE void backward_image(const T* g, const T* x, T* dx, A* dw, A* db, co
   for (int64_t c = 0; c < channels; ++c) {
     const T* plane = x + c * n;
     T* gradient = dx + c * n;
+    expect_next(plane, n);
     unpool(g + c * block.pooled(), wide, block);
     const A m = mean[c], k = r[c], scale = w[c], shift = b[c];
     A sum = 0, product = 0;
@@ -156,17 +154,21 @@ FORCE_INLINE void backward_image(const T* g, const T* x, T* dx, A* dw, A* db, co
   }
 }
 
-// Value and tangent; has_dw: a direction of the weights is given.
+// Value, tangent and statistics; has_dw: a direction of the weights is given.
 template <bool Norm, typename T, typename A>
-FORCE_INLINE void tangent_image(const T* x, const T* dx, T* out, T* dout, const Block& block, Channels<A>& of,
+FORCE_INLINE void tangent_image(const T* x, const T* dx, T* out, T* dout, const Block& block, A eps, Channels<A>& of,
                                 bool has_dw, A* scratch) {
   using K = Channels<A>;
   const int64_t channels = block.channels, n = block.plane();
-  const A *mean = of[K::kMean], *r = of[K::kR], *w = of[K::kW], *b = of[K::kB];
-  const A *dmean = of[K::kDmean], *s = of[K::kS], *dw = of[K::kDw], *db = of[K::kDb];
+  A *mean = of[K::kMean], *r = of[K::kR], *dmean = of[K::kDmean], *s = of[K::kS];
+  const A *w = of[K::kW], *b = of[K::kB], *dw = of[K::kDw], *db = of[K::kDb];
   A* dscratch = scratch + n;
   for (int64_t c = 0; c < channels; ++c) {
     const T *plane = x + c * n, *dplane = dx + c * n;
+    expect_next(plane, n);
+    expect_next(dplane, n);
+    value_statistics(plane, block, eps, mean + c, r + c);
+    tangent_statistics(plane, dplane, block, mean[c], r[c], dmean + c, s + c);
     const A m = mean[c], k = r[c], dm = dmean[c], projection = s[c];
     const A scale = w[c], shift = b[c], dscale = dw[c], dshift = db[c];
 #pragma omp simd
@@ -195,6 +197,8 @@ FORCE_INLINE void tangent_backward_image(const T* g, const T* dg, const T* x, co
   for (int64_t c = 0; c < channels; ++c) {
     const T *plane = x + c * n, *dplane = dx + c * n;
     T *gplane = gx + c * n, *gdplane = gdx + c * n;
+    expect_next(plane, n);
+    expect_next(dplane, n);
     unpool(g + c * block.pooled(), wide, block);
     unpool(dg + c * block.pooled(), dwide, block);
     const A m = mean[c], k = r[c], dm = dmean[c], projection = s[c], scale = w[c], shift = b[c], dscale = dw[c];

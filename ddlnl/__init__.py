@@ -2,8 +2,9 @@
 
 __version__ = "0.1.0"
 
+from ddlnl.denoising import denoise
 from ddlnl.distilled import DistilledSet
 from ddlnl.errors import DamagedError, InputError
 from ddlnl.methods import distill
 
-__all__ = ["DamagedError", "DistilledSet", "InputError", "distill"]
+__all__ = ["DamagedError", "DistilledSet", "InputError", "denoise", "distill"]

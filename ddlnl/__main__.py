@@ -1,5 +1,5 @@
-"""The command line: `data ...` brings data to where the package looks for it, `export` and `summary` read notebooks,
-`gallery` runs them.
+"""The command line: `data ...` brings data to where the package looks for it and reads released distilled sets,
+`export` and `summary` read notebooks and `gallery` runs them, `denoise` looks for label errors in images of your own.
 
 What cannot be done is said in one sentence on standard error, and the exit code is 2.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ddlnl import datasets, export, human_labels, sources
+from ddlnl import datasets, denoise, export, human_labels, released, sources
 from ddlnl.errors import InputError
 
 
@@ -41,16 +41,18 @@ def _parser() -> argparse.ArgumentParser:
     line = commands.add_parser("summary", help="print the result of an executed notebook")
     line.add_argument("notebook", metavar="NOTEBOOK")
     line.set_defaults(run=lambda options: print(export.summary(options.notebook)))
+    _add_denoise(commands)
     return parser
 
 
 def _add_data_commands(commands: argparse._SubParsersAction) -> None:
-    def add(name: str, run: object, argument: str, meaning: str, purpose: str) -> None:
+    def add(name: str, run: object, argument: str, meaning: str, purpose: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=purpose, description=purpose)
         command.add_argument(argument.lower(), metavar=argument, help=meaning)
         where = "where archives are, and where a new one goes (default: $DDLNL_DATA, else the user's cache directory)"
         command.add_argument("--data-dir", metavar="D", help=where)
         command.set_defaults(run=run)
+        return command
 
     known = ", ".join(datasets.NAMES)
     add("fetch", _fetch, "NAME", f"{known}, or a path to an .npz archive", "find, else download, and check a dataset")
@@ -58,6 +60,13 @@ def _add_data_commands(commands: argparse._SubParsersAction) -> None:
     add("import-tiny-imagenet", _import_tiny_imagenet, "FOLDER", layout, "make an archive from the published pictures")
     files = "CIFAR-10_human.pt or CIFAR-100_human.pt"
     add("import-cifar-n", _import_cifar_n, "LABEL_FILE", files, "add the CIFAR-N human labels to the archive of CIFAR")
+    files = {"rcig": "a flax checkpoint", "datm": "folder of images_best.pt, labels_best.pt and lr_best.pt"}
+    for method, meaning in files.items():
+        purpose = f"write a released set of {method.upper()} as a file that ddlnl.DistilledSet.load reads"
+        command = add(f"import-{method}", _import_set, "PLACE", meaning, purpose)
+        command.add_argument("out", metavar="OUT", help="the file to write (.safetensors)")
+        command.add_argument("--dataset", default="cifar10", metavar="NAME", help="what it was made of (cifar10)")
+        command.set_defaults(read=getattr(released, method))
 
 
 def _gallery(options: argparse.Namespace) -> None:
@@ -83,12 +92,39 @@ def _import_cifar_n(options: argparse.Namespace) -> None:
     print(f"Added {rates} to {imported.path}, from {origin} (SHA-256 {imported.sha256}).")
 
 
+def _import_set(options: argparse.Namespace) -> None:
+    small = options.read(options.place, options.dataset, options.data_dir)
+    small.save(options.out)
+    print(f"Wrote {options.out}: {len(small)} images, IPC {small.ipc}.")
+
+
 def _describe(data: datasets.Dataset) -> None:
     shape = "x".join(map(str, data.train.images.shape[1:]))
     print(
         f"{data.name}: {len(data.train)} training and {len(data.test)} test images of {shape} in "
         f"{data.train.num_classes} classes; human labels: {', '.join(data.train.human) or 'none'}."
     )
+
+
+def _add_denoise(commands: argparse._SubParsersAction) -> None:
+    purpose = "distil images with noisy labels, and list the labels that are likely wrong"
+    command = commands.add_parser("denoise", help=purpose, description=purpose)
+    command.add_argument("data", metavar="DATA", help="a folder of pictures, <class>/<picture>, or an .npz archive")
+    command.add_argument("folder", metavar="OUT_DIR", help="where the distilled set and the tables go")
+    command.add_argument("--method", default="dance", help="distiller (default: %(default)s)")
+    command.add_argument("--ipc", type=int, default=10, help="distilled images per class (default: %(default)s)")
+    command.add_argument("--profile", default="demo", help="settings (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of every random draw (default: %(default)s)")
+    command.add_argument("--size", type=int, help="side in pixels that pictures are brought to (default: 32 or 64)")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: %(default)s)")
+    command.set_defaults(run=_denoise)
+
+
+def _denoise(options: argparse.Namespace) -> None:
+    chosen = {name: getattr(options, name) for name in ("method", "ipc", "profile", "seed", "size", "device")}
+    report = denoise(options.data, **chosen)
+    paths = report.save(options.folder)
+    print(*report.summary(), f"Wrote {', '.join(map(str, paths))}.", sep="\n")
 
 
 if __name__ == "__main__":

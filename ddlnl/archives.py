@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ def find(name: str, data_dir: str | Path | None = None) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read(path: Path, required: Sequence[str] = REQUIRED) -> dict[str, np.ndarray]:
     """All arrays of an archive; nothing is unpickled, and zip's checksums are verified.
 
     Raises `InputError` where the file is missing, is not an .npz file, is damaged, or lacks a required key.
@@ -50,9 +50,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"{path} cannot be read ({reason}); write plain arrays with numpy.savez.") from error
-    missing = [key for key in REQUIRED if key not in arrays]
+    missing = [key for key in required if key not in arrays]
     if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}; an archive has the keys {', '.join(REQUIRED)}.")
+        raise InputError(f"{path} lacks {', '.join(missing)}; an archive has the keys {', '.join(required)}.")
     return arrays
 
 

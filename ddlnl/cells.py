@@ -22,15 +22,16 @@ import torch
 from torch import Tensor
 
 import ddlnl
-from ddlnl import _allocator, archives, datasets, evaluation, measure, methods, noise, ops, preprocess
+from ddlnl import _allocator, archives, datasets, evaluation, measure, methods, noise, ops, preprocess, stored_sets
+from ddlnl.curves import Curves
 from ddlnl.datasets import ImageSet
+from ddlnl.distilled import Protocol
 from ddlnl.errors import InputError
-from ddlnl.evaluation import RULES, Curves
+from ddlnl.evaluation import RULES
 from ddlnl.generators import numpy_generator
 from ddlnl.preprocess import Preprocessing
 from ddlnl.profiles import PROFILES, Profile
 from ddlnl.store import Store, key_of
-from ddlnl.training import Protocol
 from ddlnl.trajectories import Trajectories
 
 
@@ -132,8 +133,8 @@ def settings_of(profile: Profile, cell: Cell, dataset: str) -> dict[str, Any]:
 
     `dataset` is the name of the cell's dataset where the cell may have a path.
     """
-    method, plan = cell.method, profile.datm
-    student = {"full": profile.full, "datm": plan.student}.get(method, profile.student)
+    method, plan, spec = cell.method, profile.datm, str(noise.parse(cell.noise))
+    student = profile.full if method == "full" else profile.student_for(method, dataset, cell.ipc)
     settings = {name: getattr(profile, name) for name in ("students", "train_images", "validation_share")}
     settings |= {
         "preprocessing": profile.preprocessing_for(method),
@@ -142,9 +143,10 @@ def settings_of(profile: Profile, cell: Cell, dataset: str) -> dict[str, Any]:
     if method == "dance":
         settings["distiller"] = dataclasses.asdict(profile.dance)
     elif method == "datm":
-        spec = str(noise.parse(cell.noise))
         settings["distiller"] = dataclasses.asdict(plan.settings_for(dataset, spec, cell.ipc))
         settings["experts"] = dataclasses.asdict(plan.experts)
+    elif method == "rcig":
+        settings["distiller"] = dataclasses.asdict(profile.rcig.settings_for(dataset, spec, cell.ipc))
     elif method in methods.WITH_EXPERTS:
         settings["experts"] = expert_settings(profile)
     return settings
@@ -185,10 +187,9 @@ class _Run:
         """Fitted once per dataset, on all its training images, and shared through the store."""
         kind = self.profile.preprocessing_for(self.cell.method)
         what = {"preprocessing": kind, "dataset": whole.name, "images": whole.fingerprint}
-        tensors = self.store.compute(
-            key_of(what), lambda: preprocess.fit(whole.images, kind, whole.name).tensors(), what
-        )
-        return Preprocessing("zca" if kind == "zca" else "normalise", **tensors)
+        key = self.fitted = key_of(what)
+        tensors = self.store.compute(key, lambda: preprocess.fit(whole.images, kind, whole.name).tensors(), what)
+        return Preprocessing.of(kind, tensors)
 
     def finish(self) -> None:
         """Run what is still missing, save the record, and only then forget the intermediate states."""
@@ -238,9 +239,13 @@ class _Run:
         for name, small in methods.checkpoints(self.task, experts, progress):
             with progress.paused():
                 if name == "iteration-0":
-                    small.save(self.store.artefact_path(initial_key(self.key)))
+                    stored_sets.save(self.store, initial_key(self.key), small, self.fitted)
                 self._evaluate(name, small.training_set(), small.protocol)
-        evaluations = self._evaluations(methods.checkpoint_names(self.task))
+        names = methods.checkpoint_names(self.task)
+        if small.free_labels:  # the second published run of RCIG's students goes into the notes
+            names.append("without-augmentation")
+            self._evaluate(names[-1], small.training_set(), small.protocol.without_augmentation())
+        evaluations = self._evaluations(names)
         if evaluations is None:
             # A resumed run does not come back to a checkpoint it has passed, so start from the first one.
             self.store.forget_progress(f"{self.key}-making")
@@ -248,7 +253,9 @@ class _Run:
         self.seconds["distil"] = progress.seconds
         self.notes = small.meta
         self.parents["set"] = f"{self.key}-set"
-        small.save(self.store.artefact_path(self.parents["set"]))
+        stored_sets.save(self.store, self.parents["set"], small, self.fitted)
+        if small.free_labels:
+            self.notes |= _scores(names[-1].replace("-", "_"), evaluation.select([evaluations.pop()], "last"))
         return evaluations
 
     def _evaluate(self, name: str, tensors: tuple[Tensor, Tensor], protocol: Protocol) -> None:
@@ -284,14 +291,10 @@ class _Run:
 
     def _record(self, checkpoints: list[Curves]) -> dict[str, Any]:
         cell, train = self.cell, self.train
-        scores: dict[str, Any] = {}
-        for rule in RULES:
-            found = evaluation.select(checkpoints, rule)
-            scores |= {f"accuracy_{rule}": statistics.fmean(found), f"accuracies_{rule}": found}
-            scores[f"std_{rule}"] = statistics.stdev(found) if len(found) > 1 else 0.0
+        scores = [_scores(rule, evaluation.select(checkpoints, rule)) for rule in RULES]
         return {
             **dataclasses.asdict(cell),
-            **scores,
+            **{column: value for one in scores for column, value in one.items()},
             "dataset": train.name,
             "rate": noise.parse(cell.noise).rate,
             "realised_rate": noise.realised_rate(train),
@@ -321,3 +324,12 @@ class _Run:
             "key": self.key,
             "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
+
+
+def _scores(name: str, accuracies: list[float]) -> dict[str, Any]:
+    """The columns of a record for the test accuracies of students that are chosen or trained in the way `name`."""
+    return {
+        f"accuracy_{name}": statistics.fmean(accuracies),
+        f"accuracies_{name}": accuracies,
+        f"std_{name}": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+    }

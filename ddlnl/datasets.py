@@ -105,19 +105,27 @@ def label_hash(labels: np.ndarray) -> str:
 
 
 def _from_archive(path: Path) -> Dataset:
-    arrays = archives.read(path)
+    train, test = archive_parts(path, archives.read(path))
+    return Dataset(train, test)
+
+
+def archive_parts(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[ImageSet, ImageSet | None]:
+    """The training and the test set in the arrays of the archive at `path`, None for a test set that it does not have.
+
+    Raises `InputError` where they break the format, an empty training class included.
+    """
     prefix = archives.HUMAN
     human = {key.removeprefix(prefix): labels for key, labels in arrays.items() if key.startswith(prefix)}
     try:
         names = _class_names(arrays["class_names"])
         train = _part(arrays, "train", names, path.stem, human)
-        test = _part(arrays, "test", names, path.stem, {})
+        test = _part(arrays, "test", names, path.stem, {}) if "test_images" in arrays else None
     except InputError as error:
         raise InputError(f"{path} cannot be used: {error}") from None
-    if train.images.shape[1:] != test.images.shape[1:]:
+    if test is not None and train.images.shape[1:] != test.images.shape[1:]:
         shapes = " and ".join(str(part.images.shape[1:]) for part in (train, test))
         raise InputError(f"{path} cannot be used: training and test images differ in shape ({shapes}), and must not.")
-    return Dataset(train, test)
+    return train, test
 
 
 def _part(

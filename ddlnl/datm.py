@@ -8,7 +8,7 @@ distance; which epochs are matched depends on the number of images per class: fe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from ddlnl import augment, training
 from ddlnl.datm_initial import Initial
 from ddlnl.datm_settings import Settings
 from ddlnl.generators import generator
+from ddlnl.graphs import Captured
 from ddlnl.matching import matching_gradient
 from ddlnl.precision import require_direction
 from ddlnl.trajectories import Trajectories
@@ -66,6 +67,7 @@ class Datm:
         self.losses = torch.full((settings.iterations,), torch.nan)
         self.steps = torch.full((settings.iterations,), torch.nan)
         self.clamped = 0
+        self._gradients: dict[str, Callable] = {}  # by precision
 
     def draw(self, iteration: int) -> Draws:
         """Everything random in `iteration`, from generators named by (seed, iteration)."""
@@ -112,17 +114,29 @@ class Datm:
         self, draws: Draws, ends: tuple[Tensor, Tensor], precision: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The loss of an iteration between two `ends` and its gradients in images, logits and step size."""
-        return matching_gradient(
-            self.network,
+        augmentations = augment.stacked(draws.augmentations).to(self.device)
+        if precision not in self._gradients:
+            self._gradients[precision] = self._gradient_in(precision)
+        return self._gradients[precision](
             *ends,
             self.images,
             self.logits,
             self.step_size,
             draws.minibatches.to(self.device),
-            [one.to(self.device) for one in draws.augmentations],
-            mode=self.settings.gradient,
-            precision=precision,
+            augmentations.table.view(*draws.minibatches.shape, -1),
+            augmentations.codes,
         )
+
+    def _gradient_in(self, precision: str) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """`matching_gradient` as a function of tensors alone, on a GPU captured as one CUDA graph."""
+
+        def gradient(start, target, images, logits, step_size, minibatches, tables, codes):
+            draws = [augment.Augmentation(*one) for one in zip(tables, codes, strict=True)]
+            ends, student = (start, target), (images, logits, step_size, minibatches, draws)
+            mode = self.settings.gradient
+            return matching_gradient(self.network, *ends, *student, mode=mode, precision=precision)
+
+        return Captured(gradient) if self.device.type == "cuda" else gradient
 
     def require_precision(self, iteration: int) -> None:
         """Raise `InputError` unless the gradient of `iteration` points where that in float32 does."""

@@ -14,7 +14,7 @@ from ddlnl.training import Protocol
 CHOICES = {
     "initialisation": ("predicted", "real"),
     "gradient": ("exact", "tesla"),
-    "precision": ("float32", "bf16"),
+    "precision": ("float32", "tf32", "bf16"),
 }
 
 

@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddlnl import rcig_evaluation, training
 from ddlnl.errors import InputError
 from ddlnl.preprocess import Preprocessing
 from ddlnl.store import read_tensors, write_tensors
-from ddlnl.training import Protocol
+
+Protocol = training.Protocol | rcig_evaluation.Protocol
+_PROTOCOLS = {"classification": training.Protocol, "regression": rcig_evaluation.Protocol}
 
 
 def decode(images: Tensor, factor: int) -> Tensor:
@@ -38,8 +41,9 @@ class DistilledSet:
     """A few synthetic training images with labels, and all that is needed to train on them.
 
     images: (n, C, H, W) float32 in pixel space, not clamped, or, where `preprocessed`, in that of the preprocessing;
-    labels: (n, K) float32 class probabilities; factor: each image decodes to factor^2 training images; protocol: the
-    method's published way to train students.
+    labels: (n, K) float32, what students are trained towards: class probabilities, or, where `free_labels`, any
+    numbers; factor: each image decodes to factor^2 training images; protocol: the method's published way to train
+    students.
     """
 
     images: Tensor
@@ -56,6 +60,11 @@ class DistilledSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def free_labels(self) -> bool:
+        """Whether labels are free real numbers that students regress on (RCIG's), and not probabilities."""
+        return isinstance(self.protocol, rcig_evaluation.Protocol)
+
     def training_set(self) -> tuple[Tensor, Tensor]:
         """Preprocessed images (factor^2 n, C, H, W) and targets (factor^2 n, K) for students."""
         images = decode(self.images, self.factor)
@@ -71,29 +80,43 @@ class DistilledSet:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON-able description, as `save` writes them."""
-        tensors = {"images": self.images, "labels": self.labels}
+        tensors, meta = self.state_without_preprocessing()
         tensors |= {f"preprocessing.{name}": value for name, value in self.preprocessing.tensors().items()}
+        return tensors, meta
+
+    def state_without_preprocessing(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """As `state`, for a store that keeps the fitted preprocessing once for many sets."""
         meta = {
             name: getattr(self, name) for name in ("class_names", "method", "ipc", "factor", "preprocessed", "meta")
         }
-        return tensors, meta | {"protocol": dataclasses.asdict(self.protocol), "preprocessing": self.preprocessing.kind}
+        meta |= {"protocol": dataclasses.asdict(self.protocol), "preprocessing": self.preprocessing.kind}
+        meta["students"] = "regression" if self.free_labels else "classification"
+        return {"images": self.images, "labels": self.labels}, meta
 
     @classmethod
     def load(cls, path: str | Path) -> DistilledSet:
-        """Read what `save` wrote; raises `DamagedError` if the file does not match its checksum."""
-        return cls.from_state(*read_tensors(Path(path)))
+        """Read what `save` wrote.
+
+        Raises `DamagedError` if the file does not match its checksum, `InputError` for the file of a store, which has
+        no preprocessing in it.
+        """
+        tensors, meta = read_tensors(Path(path))
+        if "preprocessing.mean" not in tensors:
+            raise InputError(f"{path} holds no preprocessing; a set of a store is read with study.distilled.")
+        return cls.from_state(tensors, meta)
 
     @classmethod
     def from_state(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> DistilledSet:
         """The set whose `state` this is."""
         meta, prefix = dict(meta), "preprocessing."
+        students = meta.pop("students", "classification")  # files from before RCIG do not name it
         fitted = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         return cls(
             images=tensors["images"],
             labels=tensors["labels"],
             class_names=tuple(meta.pop("class_names")),
             preprocessing=Preprocessing(meta.pop("preprocessing"), **fitted),
-            protocol=Protocol.from_dict(meta.pop("protocol")),
+            protocol=_PROTOCOLS[students].from_dict(meta.pop("protocol")),
             **meta,
         )
 
@@ -101,15 +124,21 @@ class DistilledSet:
 def concatenate(sets: Sequence[DistilledSet]) -> DistilledSet:
     """One set with the images of all; method, IPC and protocol are those of the first.
 
-    Raises `InputError` if preprocessing, classes, image size or factor differ: such images do not live in one space.
+    Raises `InputError` if preprocessing, classes, image size, factor or kind of labels differ: such images do not live
+    in one space.
     """
     first = sets[0]
     for other in sets[1:]:
         first.preprocessing.require_same(other.preprocessing)
         same = first.class_names == other.class_names and first.images.shape[1:] == other.images.shape[1:]
-        if not same or (first.factor, first.preprocessed) != (other.factor, other.preprocessed):
+        if not same or (first.factor, first.preprocessed, first.free_labels) != (
+            other.factor,
+            other.preprocessed,
+            other.free_labels,
+        ):
             raise InputError(
-                "Distilled sets can be joined only if classes, image size, space and multi-formation factor agree."
+                "Distilled sets can be joined only if classes, image size, space, multi-formation factor and kind of "
+                "labels agree."
             )
     images, labels = (torch.cat([getattr(one, name) for one in sets]) for name in ("images", "labels"))
     return replace(first, images=images, labels=labels)

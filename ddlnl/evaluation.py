@@ -8,29 +8,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ddlnl import training
+from ddlnl import rcig_evaluation, training
+from ddlnl.curves import Curves, Marks, WithMarks
 from ddlnl.datasets import ImageSet
-from ddlnl.distilled import DistilledSet
+from ddlnl.distilled import DistilledSet, Protocol
 from ddlnl.errors import InputError
 from ddlnl.generators import derive
 from ddlnl.preprocess import Preprocessing, to_float
-from ddlnl.training import Protocol, accuracies
 
 RULES = ("last", "validation", "best_on_test")
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Accuracies of S students at P test points: `test` and `validation` are S lists of P fractions of 1."""
-
-    epochs: list[int]
-    test: list[list[float]]
-    validation: list[list[float]]
 
 
 def select(checkpoints: Sequence[Curves], rule: str) -> list[float]:
@@ -95,44 +86,38 @@ def train_students(
     seeds: Sequence[int],
     progress: training.Progress | None = None,
 ) -> Curves:
-    """Train one fresh student per seed, all at once, and test them on every exam at the protocol's test points.
+    """Train one fresh student per seed and test them on every exam at the protocol's test points.
 
     Args:
-        images, targets: (N, C, H, W) preprocessed and (N, K) probabilities.
+        images, targets: (N, C, H, W) preprocessed and (N, K): probabilities, or free numbers for a protocol of RCIG.
         exams: "test" and perhaps "validation", each preprocessed images (T, C, H, W) and labels (T,).
     """
+    train = rcig_evaluation.train_students if isinstance(protocol, rcig_evaluation.Protocol) else _train_classifiers
+    return train(images, targets, protocol, exams, seeds, progress)
+
+
+def _train_classifiers(
+    images: Tensor,
+    targets: Tensor,
+    protocol: training.Protocol,
+    exams: dict[str, tuple[Tensor, Tensor]],
+    seeds: Sequence[int],
+    progress: training.Progress | None,
+) -> Curves:
+    """All students at once, on cross-entropy."""
     recipe = protocol.recipe_for(len(images))
     points = protocol.tested_epochs(recipe.epochs)
     classes, channels, size = targets.shape[1], images.shape[1], images.shape[-1]
     stack = training.initialise(lambda: protocol.architecture.build(classes, size, channels), seeds, images.device)
-    curves = {exam: torch.zeros(len(seeds), len(points), dtype=torch.float64) for exam in exams}
+    marks = Marks(exams, len(seeds), points, classes)
 
     def test(epoch: int) -> None:
         if epoch in points:
-            for exam, (inputs, labels) in exams.items():
-                curves[exam][:, points.index(epoch)] = accuracies(stack, inputs, labels)
+            marks.enter(epoch, lambda inputs: training.predict(stack, inputs).argmax(2))
 
-    kept = _WithCurves(progress, curves) if progress else None
+    kept = WithMarks(progress, marks) if progress else None
     training.train(stack, images, targets, recipe, seeds, after_epoch=test, progress=kept)
-    found = {exam: curve.tolist() for exam, curve in curves.items()}
-    return Curves(points, found["test"], found.get("validation", []))
-
-
-class _WithCurves:
-    """Keeps the accuracies measured so far beside the training state, so that a resumed run reports them all."""
-
-    def __init__(self, progress: training.Progress, curves: dict[str, Tensor]) -> None:
-        self.progress, self.curves = progress, curves
-
-    def load(self) -> tuple[int, dict[str, Tensor]] | None:
-        saved = self.progress.load()
-        if saved:
-            for exam, curve in self.curves.items():
-                curve.copy_(saved[1].pop(f"curve.{exam}"))
-        return saved
-
-    def save(self, step, state) -> None:
-        self.progress.save(step, lambda: state() | {f"curve.{exam}": curve for exam, curve in self.curves.items()})
+    return marks.curves()
 
 
 def evaluate(
@@ -145,7 +130,8 @@ def evaluate(
 ) -> Scores:
     """Accuracy on `test` of `repeats` fresh students trained on a distilled set by the set's own published protocol.
 
-    augmentation: "published", or "none" to train without augmentation and CutMix. Raises `InputError` on bad arguments.
+    augmentation: "published", or "none" to train without augmentation and CutMix (RCIG's second published run). Raises
+    `InputError` on bad arguments.
     """
     if augmentation not in ("published", "none"):
         raise InputError(f"The augmentation {augmentation!r} is unknown; it is published or none.")
@@ -155,9 +141,7 @@ def evaluate(
         raise InputError(
             "The test set does not fit the distilled set; both need the same classes, image size and channels."
         )
-    protocol = small.protocol
-    if augmentation == "none":
-        protocol = replace(protocol, recipe=replace(protocol.recipe, augmentation="", cutmix=0.0))
+    protocol = small.protocol.without_augmentation() if augmentation == "none" else small.protocol
     place = choose_device(device)
     images, targets = small.training_set()
     exam = on_device(test, small.preprocessing, place), torch.from_numpy(test.observed).to(place)

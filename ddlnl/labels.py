@@ -16,6 +16,12 @@ DATM begins with images that an expert predicts as their observed label, and whi
 are flipped to any other, those are mostly images of that class. Where a flip is more frequent than the class itself
 (asymmetric noise above 0.5), experts predict the flipped label, the images of class c may show what is flipped into c,
 and no reference holds row by row; that is what the pictures are for.
+
+RCIG's labels are free real numbers that students regress on with squared error. They begin as one-hot minus 1 / K and
+nothing fixes their scale afterwards: the loss that made them reads them through a learned temperature, a student
+predicts the largest entry. So they have no mass and no entropy, and none is computed. What can be said of any label is
+which entry is the largest, and which is the largest of the others; matrices show the numbers as they are, beside
+T - 1 / K, which is the least-squares target for images whose labels were drawn from T.
 """
 
 from __future__ import annotations
@@ -112,7 +118,8 @@ def first_seeds(found: Iterable[Outcome]) -> list[list[Outcome]]:
 
 
 def mass(small: DistilledSet) -> np.ndarray:
-    """S (K, K) float64: row c is the mean label of the images of class c, which come class after class.
+    """S (K, K) float64: row c is the mean label of the images of class c, which come class after class. For free labels
+    its entries are any numbers, and no mass.
 
     Raises `InputError` for a set without the same number of images for every class, as joined sets are.
     """
@@ -135,6 +142,11 @@ def numbers(found: Sequence[Outcome]) -> pd.DataFrame:
     *own* is the mean of S_cc over all classes: the label mass on the class that the image stands for. For T it is what
     labels have that carry all of the noise on images that show their class, and for Q T on random images.
 
+    *top* is the share of images whose largest label is that of their class; *second*, for noise with a structure, the
+    share of the images of flipped classes whose largest other label is that to which their class goes most often (NaN
+    where all others are equal). These two also exist for the free labels of RCIG, which have no mass: everything else
+    is NaN for them.
+
     *wrong start* is the share of the real images that the set began as whose observed label was wrong.
 
     *flip* and *absorbed* are for noise with a structure (asymmetric, human). With F the classes c that it flips and
@@ -149,7 +161,7 @@ def numbers(found: Sequence[Outcome]) -> pd.DataFrame:
         labels), `_transition` (T) and `_random` (Q T). NaN where there is no such set, or nothing to divide (hard
         labels have no wrong mass).
     """
-    of_clean = {_without_noise(one.cell): mass(one.small) for one in found if one.cell.noise == "clean"}
+    of_clean = {_without_noise(one.cell): one.small for one in found if one.cell.noise == "clean"}
     return pd.DataFrame([_row(one, of_clean.get(_without_noise(one.cell))) for one in found])
 
 
@@ -157,33 +169,52 @@ def _without_noise(cell: Cell) -> tuple:
     return cell.dataset, cell.method, cell.ipc, cell.seed, cell.profile, cell.imbalance
 
 
-def _row(one: Outcome, of_clean: np.ndarray | None) -> dict:
+def _row(one: Outcome, of_clean: DistilledSet | None) -> dict:
     transition, classes = one.transition, len(one.transition)
-    unknown = np.full((classes, classes), np.nan)
     row = {name: getattr(one.cell, name) for name in CELL}
     row |= {"realised_rate": one.realised_rate, "classes": classes, "chance": 1 / (classes - 1)}
     row["wrong_start"] = one.small.meta.get("wrong_labels", np.nan) / len(one.small)
-    initial = unknown if one.initial is None else one.initial.labels.double().numpy()
-    for name, labels in (("learned", one.small.labels.double().numpy()), ("initial", initial)):
-        row[f"entropy_{name}"] = special.entr(labels).sum(1).mean()
+    sets = {"learned": one.small, "initial": one.initial, "clean": of_clean}
+    matrices = {
+        name: mass(small) if _has_mass(small) else np.full((classes, classes), np.nan) for name, small in sets.items()
+    }
+    for name, small in sets.items():
+        row[f"entropy_{name}"] = _entropy(small)
+        row[f"top_{name}"], row[f"second_{name}"] = _largest(small, *one.flips)
     row["entropy_transition"] = special.entr(transition).sum(1).mean()
     row["softness_learned"] = row["entropy_learned"] / np.log(classes)
-    matrices = {
-        "learned": mass(one.small),
-        "initial": unknown if one.initial is None else mass(one.initial),
-        "clean": unknown if of_clean is None else of_clean,
-        "transition": transition,
-        "random": one.random,
-    }
-    for name, matrix in matrices.items():
+    for name, matrix in (matrices | {"transition": transition, "random": one.random}).items():
         row[f"own_{name}"] = np.diag(matrix).mean()
         row[f"flip_{name}"], row[f"absorbed_{name}"] = _flipped(matrix, *one.flips)
     return row
 
 
+def _has_mass(small: DistilledSet | None) -> bool:
+    return small is not None and not small.free_labels
+
+
+def _entropy(small: DistilledSet | None) -> float:
+    return special.entr(small.labels.double().numpy()).sum(1).mean() if _has_mass(small) else np.nan
+
+
+def _largest(small: DistilledSet | None, sources: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
+    """How often the largest label is the own one, and how often the largest other one is the flip of the class."""
+    if small is None:
+        return np.nan, np.nan
+    labels = small.labels.double().numpy()
+    own = np.arange(len(labels)) // small.ipc
+    top = (labels.argmax(1) == own).mean()
+    others = labels.copy()
+    others[np.arange(len(labels)), own] = -np.inf
+    target = dict(zip(sources, targets, strict=True))
+    rows = [row for row in range(len(labels)) if own[row] in target and np.ptp(np.delete(labels[row], own[row])) > 0]
+    hits = [others[row].argmax() == target[own[row]] for row in rows]
+    return top, float(np.mean(hits)) if hits else np.nan
+
+
 def _flipped(matrix: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
     """Mean mass on the flips, and their share of the wrong mass in the rows of `sources`."""
-    if not sources.size:
+    if not sources.size or np.isnan(matrix).any():
         return np.nan, np.nan
     on_flips = matrix[sources, targets]
     wrong = (matrix * (1 - np.eye(len(matrix))))[sources].sum()
@@ -202,7 +233,7 @@ def averages(table: pd.DataFrame) -> pd.DataFrame:
     groups = table.groupby([name for name in CELL if name != "seed"], sort=False)
     means, seeds = groups.mean(numeric_only=True).drop(columns="seed"), groups["seed"].count()
     quantile = stats.t.ppf((1 + LEVEL) / 2, (seeds - 1).clip(lower=1))
-    for number in ("entropy", "own", "flip", "absorbed"):
+    for number in ("entropy", "own", "flip", "absorbed", "top", "second"):
         means[f"error_{number}"] = quantile * groups[f"{number}_learned"].std() / np.sqrt(seeds)
     return means.assign(seeds=seeds).reset_index().sort_values(["dataset", "method", "ipc"], kind="stable")
 
@@ -212,6 +243,7 @@ def readable(means: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows = means.assign(noise=means["noise"].str.replace(":", " "))
     general = _texts(rows) | {
         "wrong start images": rows["wrong_start"].map(lambda share: "none" if np.isnan(share) else _percent(share)),
+        "largest label is the own": _with_error(rows, "top"),
         "entropy (nats)": _with_error(rows, "entropy"),
         "share of log K": _plain(rows["softness_learned"]),
         "entropy, at the start": _plain(rows["entropy_initial"]),
@@ -223,6 +255,8 @@ def readable(means: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     }
     rows = rows[rows["flip_transition"].notna()]
     structured = _texts(rows) | {
+        "second label is the flip": _with_error(rows, "second"),
+        "second, clean labels": _plain(rows["second_clean"]),
         "mass on the flip": _with_error(rows, "flip"),
         "flip, at the start": _plain(rows["flip_initial"]),
         "flip, clean labels": _plain(rows["flip_clean"]),

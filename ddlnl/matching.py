@@ -22,9 +22,10 @@ from ddlnl import ops, tangents
 from ddlnl.augment import Augmentation
 from ddlnl.errors import InputError, nearest
 from ddlnl.networks import ConvNet
+from ddlnl.precision import convolutions
 
 MODES = ("exact", "tesla")
-PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
+PRECISIONS = {"float32": None, "tf32": None, "bf16": torch.bfloat16}
 
 
 def matching_gradient(
@@ -47,8 +48,9 @@ def matching_gradient(
         images: (N, C, H, W). logits: (N, K), whose softmax are the labels. step_size: a number.
         minibatches: (T, B) int64, the rows of images and logits in each step. augmentations: one draw per step, B rows
             each, or None. Both passes use the same draw.
-        mode: "exact" or "tesla". precision: "float32" computes in the dtype of `start`; "bf16" has bfloat16 weights and
-            activations in convolutions and blocks, the rest in float32.
+        mode: "exact" or "tesla". precision: "float32" computes in the dtype of `start`; "tf32" too, but for the
+            convolutions on a GPU, which round their factors; "bf16" has bfloat16 weights and activations in
+            convolutions and blocks, the rest in float32.
 
     Returns: (loss, d_images, d_logits, d_step_size), detached, in the dtype of `start`. Besides T + 1 parameter vectors
     the memory in use does not depend on T. A student that diverges gives a loss of NaN or infinity. Raises `InputError`
@@ -65,13 +67,22 @@ def matching_gradient(
         augmentations,
         PRECISIONS[precision],
     )
-    path = student.walk(start.detach())
-    loss, direction = _distance(path.pop(), target.detach(), path[0])
-    d_images, d_logits, d_step_size = (torch.zeros_like(one) for one in (images, logits, step_size))
-    for step in reversed(range(len(minibatches))):
-        by_images, by_logits, slope, by_parameters = student.adjoint(step, path.pop(), direction, mode == "exact")
-        d_images.index_add_(0, minibatches[step], by_images)
-        d_logits.index_add_(0, minibatches[step], by_logits)
+    with convolutions(precision):
+        return _there_and_back(student, start.detach(), target.detach(), mode == "exact")
+
+
+def _there_and_back(
+    student: _Student, start: Tensor, target: Tensor, exact: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All steps, the loss, and all steps back."""
+    path = student.walk(start)
+    loss, direction = _distance(path.pop(), target, path[0])
+    d_images, d_step_size = torch.zeros_like(student.images), torch.zeros_like(student.step_size)
+    d_logits = torch.zeros_like(student.labels)
+    for step, index in reversed(list(enumerate(student.minibatches))):
+        by_images, by_logits, slope, by_parameters = student.adjoint(step, path.pop(), direction, exact)
+        d_images.index_add_(0, index, by_images)
+        d_logits.index_add_(0, index, by_logits)
         d_step_size -= slope
         if by_parameters is not None:
             direction = direction + by_parameters
@@ -151,7 +162,7 @@ def _check(network, start, target, images, logits, step_size, minibatches, augme
         if one.shape != (size,):
             raise InputError(f"{name} has shape {tuple(one.shape)}; this network has parameters of shape ({size},).")
     if start.dtype not in (torch.float32, torch.float64) or (precision == "bf16" and start.dtype != torch.float32):
-        raise InputError(f"start is {start.dtype}; it must be float32, or float64 with the precision 'float32'.")
+        raise InputError(f"start is {start.dtype}; it must be float32, or float64 in a precision other than 'bf16'.")
     for name, one in (("target", target), ("images", images), ("logits", logits)):
         if (one.dtype, one.device) != (start.dtype, start.device):
             raise InputError(

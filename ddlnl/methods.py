@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ddlnl import controls, dance, datasets, datm, evaluation, preprocess, training, trajectories
+from ddlnl import controls, dance, datasets, datm, evaluation, preprocess, rcig, training, trajectories
 from ddlnl.datasets import ImageSet
 from ddlnl.datm_initial import initial_set
 from ddlnl.distilled import DistilledSet
@@ -24,11 +24,11 @@ from ddlnl.store import Store
 from ddlnl.trajectories import Trajectories
 
 # Raised by hand with every change of the code that changes results, so that older ones are not taken for new ones.
-ALGORITHM = 2
-DISTILLERS = ("dance", "datm")
+ALGORITHM = 3
+DISTILLERS = ("dance", "datm", "rcig")
 CONTROLS = ("full", *controls.METHODS)
 METHODS = DISTILLERS + CONTROLS
-WITH_EXPERTS = ("dance", "random_soft", "predicted")  # those of DANCE; DATM has trajectories
+WITH_EXPERTS = ("dance", "random_soft", "predicted")  # those of DANCE; DATM has trajectories, RCIG none
 
 
 def check(name: object, allowed: tuple[str, ...] | dict, what: str) -> None:
@@ -85,6 +85,10 @@ class Task:
     def datm_settings(self) -> datm.Settings:
         return self.profile.datm.settings_for(self.train.name, self.train.noise, self.ipc)
 
+    @property
+    def rcig_settings(self) -> rcig.Settings:
+        return self.profile.rcig.settings_for(self.train.name, self.train.noise, self.ipc)
+
     def network(self, architecture: training.Architecture) -> nn.Module:
         """An untrained network for these images."""
         return architecture.build(self.train.num_classes, *self.train.images.shape[2:]).to(self.device)
@@ -115,9 +119,13 @@ def checkpoint_names(task: Task) -> list[str]:
     """The names that `checkpoints` yields when it starts from the beginning, in order."""
     if task.method in controls.METHODS:
         return ["chosen"]
-    settings = task.profile.dance if task.method == "dance" else task.datm_settings
-    module = dance if task.method == "dance" else datm
-    return [f"iteration-{iteration}" for iteration in module.checkpoints(settings)]
+    if task.method == "dance":
+        iterations = dance.checkpoints(task.profile.dance)
+    elif task.method == "datm":
+        iterations = datm.checkpoints(task.datm_settings)
+    else:
+        iterations = rcig.checkpoints(task.rcig_settings)
+    return [f"iteration-{iteration}" for iteration in iterations]
 
 
 def checkpoints(
@@ -127,8 +135,8 @@ def checkpoints(
 
     A run that resumes from `progress` yields the checkpoints still to come. `experts` are those of the method, or None.
     """
-    make = {"dance": _dance, "datm": _datm}.get(task.method, _control)
-    protocol = task.profile.datm.student if task.method == "datm" else task.profile.student
+    make = {"dance": _dance, "datm": _datm, "rcig": _rcig}.get(task.method, _control)
+    protocol = task.profile.student_for(task.method, task.train.name, task.ipc)
     blank = DistilledSet(
         torch.empty(0), torch.empty(0), task.train.class_names, task.method, task.ipc, task.preprocessing, protocol
     )
@@ -175,6 +183,17 @@ def _datm(task, blank, experts, progress) -> Iterator[tuple[str, DistilledSet]]:
         )
 
 
+def _rcig(task, blank, _, progress) -> Iterator[tuple[str, DistilledSet]]:
+    run = rcig.Rcig(task.train, task.ipc, task.rcig_settings, task.preprocessing, task.seed, task.device)
+    for iteration in rcig.distil(run, progress):
+        product = run.product()
+        report = run.report(iteration) | {"log_temperature": float(product["log_temperature"])}
+        yield (
+            f"iteration-{iteration}",
+            replace(blank, images=product["images"], labels=product["labels"], preprocessed=True, meta=report),
+        )
+
+
 def distill(
     noisy: ImageSet, method: str = "dance", ipc: int = 10, profile: str = "demo", seed: int = 0, device: str = "auto"
 ) -> DistilledSet:
@@ -189,13 +208,17 @@ def distill(
     check_ipc(noisy, ipc)
     place = evaluation.choose_device(device)
     chosen = PROFILES[profile].for_dataset(noisy.name, noisy.images.shape[1])
-    if method == "datm":
-        chosen.datm.settings_for(noisy.name, noisy.noise, ipc)  # refuses before any work where there are none
+    if method in ("datm", "rcig"):
+        getattr(chosen, method).settings_for(noisy.name, noisy.noise, ipc)  # refuses before work where there are none
     preprocessing = preprocess.fit(noisy.images, chosen.preprocessing_for(method), noisy.name)
-    task = Task(method, noisy, ipc, chosen, preprocessing, seed, place)
+    return final_set(Task(method, noisy, ipc, chosen, preprocessing, seed, place))
+
+
+def final_set(task: Task) -> DistilledSet:
+    """The last checkpoint of a task, with experts of its own and nothing kept on disk."""
     with tempfile.TemporaryDirectory() as folder:
-        experts = train_experts(task) if method in WITH_EXPERTS else None
-        if method == "datm":
+        experts = train_experts(task) if task.method in WITH_EXPERTS else None
+        if task.method == "datm":
             experts = train_trajectories(task, Store(folder), task.datm_settings.window)
         *_, (_, small) = checkpoints(task, experts)
     return small

@@ -55,7 +55,7 @@ def check(namespace: Mapping[str, object], *more: str) -> Parameters:
     `InputError`, in one sentence, on an unknown name, a value of the wrong type, NaN, or a value that is not allowed.
     """
     known = [field.name for field in fields(Parameters) if field.name not in OF_SOME or field.name in more]
-    _refuse_unknown(namespace, known)
+    refuse_unknown(namespace, known)
     given = Parameters(**{name: namespace[name] for name in known if name in namespace})
     _text("profile", given.profile)
     methods.check(given.profile, PROFILES, "profile")
@@ -79,7 +79,8 @@ def check(namespace: Mapping[str, object], *more: str) -> Parameters:
     )
 
 
-def _refuse_unknown(namespace: Mapping[str, object], known: list[str]) -> None:
+def refuse_unknown(namespace: Mapping[str, object], known: list[str]) -> None:
+    """Raise `InputError` where a notebook's names hold a plain value that is none of the `known` parameters."""
     shell = get_ipython()
     hidden = () if shell is None else shell.user_ns_hidden
     for name, value in namespace.items():

@@ -24,10 +24,13 @@ CUT = 24  # characters of a class's name
 MARGIN = 1.1  # inches for the names of the conditions
 GAP = 0.06  # between pictures, as a share of their width
 SHADES = sns.color_palette("mako_r", as_cmap=True)  # from light to dark, so told apart under every colour vision
+SIGNED = sns.color_palette("vlag", as_cmap=True)  # blue below zero, red above: for labels that are no probabilities
 RING = "#e8590c"
 TICKS = (0, 0.02, 0.1, 0.25, 0.5, 1)
 KEY = """label mass; T and Q T are what the noise alone gives: on images that show their class,
 and on images drawn at random; a ring is where the noise puts a class most often"""
+SIGNED_KEY = """learned labels, free numbers; T and Q T, what the noise alone gives, less 1 / K, with
+shades from -1 to 1; a ring is where the noise puts a class most often"""
 
 
 def grid(outcomes: Sequence[Outcome], classes: Sequence[int | str] | None = None, initial: bool = False) -> Figure:
@@ -143,6 +146,9 @@ def mass(outcomes: Sequence[Outcome]) -> Figure:
     labels, T and Q T. A row is the class that an image stands for, a column a label; the shade is the mass on a square
     root scale, so that little mass shows. A ring is around where a noise with a structure puts each class.
 
+    Free labels (RCIG's) are no mass: the shades are the numbers themselves, from minus to plus the largest of the
+    figure, and T and Q T have 1 / K subtracted as the labels had at the start.
+
     Args:
         outcomes: of one dataset, method and IPC, a noise each, as `labels.first_seeds` groups them.
 
@@ -151,6 +157,7 @@ def mass(outcomes: Sequence[Outcome]) -> Figure:
     """
     rows = _rows(outcomes, initial=False)
     blocks = [_matrices(one) for one, _ in rows]
+    limit = _limit(rows, blocks)
     heads = [head for head in ("start", "learned", "T", "Q T") if any(head in block for block in blocks)]
     across = 2 if len(blocks) > 1 else 1
     wide, high = len(heads) * (1 + 2 * GAP) + 0.2, 1.35  # of a block, in matrices
@@ -167,15 +174,17 @@ def mass(outcomes: Sequence[Outcome]) -> Figure:
             for step, head in enumerate(heads):
                 left = x + step * (1 + 2 * GAP) + GAP
                 if head in block:
-                    _matrix(ax, block[head], left, y, one.flips if head == "learned" else None)
+                    shown = _shades(block[head], head, limit)
+                    _matrix(ax, shown, left, y, one.flips if head == "learned" else None, limit is not None)
         for column in range(across):
             for step, head in enumerate(heads):
                 left = column * wide + step * (1 + 2 * GAP) + GAP
                 ax.text(left + 0.5, 0.0, head, ha="center", va="bottom", weight="bold")
         ax.set(xlim=(0, 2 * wide), ylim=(tall, 0))
         ax.set_axis_off()
-        _key(figure)
-        title = f"{_subject(rows[0][0])}, label mass (rows: class of the image, columns: label)"
+        _key(figure, limit)
+        what = "label mass" if limit is None else "mean labels"
+        title = f"{_subject(rows[0][0])}, {what} (rows: class of the image, columns: label)"
         figure.suptitle(title, x=0.01, y=1 - 0.05 / height, ha="left", va="top")
     return figure
 
@@ -185,33 +194,59 @@ def _matrices(one: Outcome) -> dict[str, np.ndarray]:
     return found if one.initial is None else {"start": labels.mass(one.initial)} | found
 
 
-def _matrix(ax: Axes, matrix: np.ndarray, left: float, top: float, flips: tuple | None) -> None:
+def _limit(rows: list[tuple], blocks: list[dict[str, np.ndarray]]) -> float | None:
+    """The largest free label of the figure, None for probabilities."""
+    if not rows[0][1].free_labels:
+        return None
+    return max(np.abs(block[head]).max() for block in blocks for head in ("start", "learned") if head in block)
+
+
+def _shades(matrix: np.ndarray, head: str, limit: float | None) -> np.ndarray:
+    """A matrix in the units of its colours: from 0 to 1 for mass, from -1 to 1 for free labels."""
+    if limit is None:
+        return np.sqrt(matrix)
+    return matrix - 1 / len(matrix) if head in ("T", "Q T") else matrix / limit
+
+
+def _matrix(ax: Axes, shades: np.ndarray, left: float, top: float, flips: tuple | None, signed: bool) -> None:
     """One matrix in the unit square at (left, top), with rings around `flips` where its cells are large enough."""
     extent = (left, left + 1, top + 1, top)
-    ax.imshow(np.sqrt(matrix), extent=extent, cmap=SHADES, vmin=0, vmax=1, interpolation="nearest")
+    colours = {"cmap": SIGNED, "vmin": -1} if signed else {"cmap": SHADES, "vmin": 0}
+    ax.imshow(shades, extent=extent, vmax=1, interpolation="nearest", **colours)
     ax.add_patch(Rectangle((left, top), 1, 1, fill=False, edgecolor=INK, linewidth=0.4))
-    cell = 1 / len(matrix)
-    for row, column in zip(*flips, strict=True) if flips and len(matrix) <= 2 * SHOWN else ():
+    cell = 1 / len(shades)
+    for row, column in zip(*flips, strict=True) if flips and len(shades) <= 2 * SHOWN else ():
         corner = (left + column * cell, top + row * cell)
         ax.add_patch(Rectangle(corner, cell, cell, fill=False, edgecolor=RING, linewidth=0.7))
 
 
-def _key(figure: Figure) -> None:
+def _key(figure: Figure, limit: float | None) -> None:
     """The shades and what they mean, at the bottom."""
     width, height = figure.get_size_inches()
     ax = figure.add_axes((0.1 / width, 0.27 / height, 2.2 / width, 0.09 / height))
-    ax.imshow(np.linspace(0, 1, 256)[None], extent=(0, 1, 0, 1), aspect="auto", cmap=SHADES, vmin=0, vmax=1)
-    ax.set_xticks(np.sqrt(TICKS), [f"{tick:g}" for tick in TICKS])
+    shades = SHADES if limit is None else SIGNED
+    ax.imshow(np.linspace(0, 1, 256)[None], extent=(0, 1, 0, 1), aspect="auto", cmap=shades, vmin=0, vmax=1)
+    if limit is None:
+        ax.set_xticks(np.sqrt(TICKS), [f"{tick:g}" for tick in TICKS])
+    else:
+        ax.set_xticks((0, 0.5, 1), [f"{tick:.2g}" for tick in (-limit, 0, limit)])
     ax.set_yticks([])
-    figure.text(2.5 / width, 0.24 / height, KEY, va="center", linespacing=1.4)
+    text = KEY if limit is None else SIGNED_KEY
+    figure.text(2.5 / width, 0.24 / height, text, va="center", linespacing=1.4)
 
 
 def mass_alt(outcomes: Sequence[Outcome]) -> str:
-    """The figure of `mass` in words: for every noise the mean mass on the own class, learned and by T."""
+    """The figure of `mass` in words: for every noise the mean mass on the own class, learned and by T; for free labels
+    how often the own class has the largest one."""
     rows = _rows(outcomes, initial=False)
+    subject = _subject(rows[0][0])
+    if rows[0][1].free_labels:
+        tops = labels.numbers([one for one, _ in rows])["top_learned"]
+        own = [f"{condition(one)}: {100 * top:.0f} %" for (one, _), top in zip(rows, tops, strict=True)]
+        return f"{subject}: images whose largest learned label is that of their class. {'; '.join(own)}."
     own = [
         f"{condition(one)}: {np.diag(labels.mass(one.small)).mean():.2f} learned, {np.diag(one.transition).mean():.2f} "
         "by the transition matrix"
         for one, _ in rows
     ]
-    return f"{_subject(rows[0][0])}: label mass on the own class, mean over classes. {'; '.join(own)}."
+    return f"{subject}: label mass on the own class, mean over classes. {'; '.join(own)}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from ddlnl import dance, trajectories
+from ddlnl import dance, rcig_evaluation, rcig_plan, rcig_settings, trajectories
 from ddlnl.datm_settings import Plan, Settings
 from ddlnl.training import Architecture, Protocol, Recipe
 
@@ -17,9 +17,10 @@ class Profile:
     train_images: how many training images are used (None: all), a random subset drawn after the noise.
     validation_share: noisy images held out for the `validation` rule, as a share of the training images; they come from
     the images that the subset left over, where there are enough. students: fresh networks per evaluation.
-    student trains on small sets, full on the whole noisy training set. threads: how many pay at most on a CPU (None:
-    all): steps of a millisecond lose more by waiting for a second thread than it gains. reductions: what differs from
-    the published settings, in words.
+    student trains on the small sets of DANCE and the controls, full on the whole noisy training set; datm and rcig say
+    how their sets are made and students of them trained. threads: how many pay at most on a CPU (None: all): steps of a
+    millisecond lose more by waiting for a second thread than it gains. reductions: what differs from the published
+    settings, in words.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Profile:
     full: Protocol
     dance: dance.Settings
     datm: Plan
+    rcig: rcig_plan.Plan
     reductions: tuple[str, ...]
     threads: int | None = None
 
@@ -60,11 +62,24 @@ class Profile:
             settings=table and tuple((size, replace(one, strategy=mirrored(one.strategy))) for size, one in table),
         )
         pairs = replace(self.dance, architecture=fit(self.dance.architecture))
-        return replace(self, student=protocol(self.student), full=protocol(self.full), dance=pairs, datm=plan)
+        return replace(
+            self,
+            student=protocol(self.student),
+            full=protocol(self.full),
+            dance=pairs,
+            datm=plan,
+            rcig=self.rcig.fitted(depth_for(size), name not in UNMIRRORED),
+        )
 
     def preprocessing_for(self, method: str) -> str:
-        """The kind of preprocessing that `method` works on: DATM whitens, as published."""
-        return "zca" if method == "datm" else self.preprocessing
+        """The kind of preprocessing that `method` works on: DATM and RCIG whiten, each as published."""
+        return {"datm": "zca", "rcig": "zca-relative"}.get(method, self.preprocessing)
+
+    def student_for(self, method: str, dataset: str, ipc: int) -> Protocol | rcig_evaluation.Protocol:
+        """How students are trained on the small sets of `method`; raises `InputError` where nothing is published."""
+        if method == "rcig":
+            return self.rcig.student_for(dataset, ipc)
+        return self.datm.student if method == "datm" else self.student
 
 
 UNMIRRORED = ("digits", "mnist", "svhn")
@@ -99,6 +114,22 @@ _SHORT = Settings(  # DATM in minutes: a fourth of the steps towards half of the
 _PAPER = Architecture(width=128)
 _LAPTOP = Architecture(width=32)
 _DEMO = Architecture(width=16)
+_SHORT_RCIG = rcig_settings.Settings(  # RCIG in minutes: fewer, larger steps, and a solver without learning rates
+    iterations=60,
+    width=32,
+    solver="cg",
+    inner_steps=5,
+    hessian_steps=5,
+    pool=5,
+    pool_age=50,
+    pool_lr=5e-4,
+    lr=0.02,
+    lr_temperature=0.1,
+    average=0.9,
+    real_batch=256,
+    evaluate_at=(0.0, 1.0),
+)
+_FEWER = replace(_SHORT_RCIG, iterations=25, lr=0.03, pool_steps=5, mirror=False)
 
 PROFILES = {
     "demo": Profile(
@@ -128,6 +159,12 @@ PROFILES = {
             student=Protocol(_DEMO, _SOFT_RECIPE, test_points=2, max_steps=80),
             settings=((1, replace(_SHORT, iterations=15, step_size=0.05, steps=8, max_start=7)),),
         ),
+        rcig=rcig_plan.Plan(
+            settings=((1, replace(_SHORT_RCIG, width=8, iterations=30)),),
+            student=rcig_evaluation.Protocol(
+                width=8, augmentation="crop_rotate_translate_cutout", steps=100, lr=2e-3, warmup=20
+            ),
+        ),
         reductions=(
             "ConvNet of width 16 instead of 128; a tenth of the training images is held out for validation",
             "DANCE: 60 iterations at three times the published learning rate (published: 10,000), no multi-formation, "
@@ -135,6 +172,10 @@ PROFILES = {
             "DATM: 15 iterations of 8 student steps towards the next epoch (10,000 of 80 towards the one after); "
             "2 experts of 8 epochs in batches of 64 at a rate of 0.1 (100 of 100, 256, 0.01); students trained for at "
             "most 80 steps (1,001 epochs)",
+            "RCIG: 30 iterations at seven times the published learning rate (10,000) with 5 steps of conjugate "
+            "gradients for either solve (20 of Adam); networks that begin with width 8 (128), a pool of 5 (30); 256 "
+            "real images per iteration (1,024), a moving average of decay 0.9 (0.99); students trained for 100 steps "
+            "at a rate of 0.002 (1,000 or 2,000 at 0.0001)",
             "3 students per set, trained for at most 120 steps at a learning rate of 0.03 (1,500 epochs at 0.01)",
             "full noisy set: 3 networks, 20 epochs, tested after every fourth, trained as the students are",
         ),
@@ -171,6 +212,10 @@ PROFILES = {
                 (50, replace(_SHORT, iterations=60, lr_images=100.0)),
             ),
         ),
+        rcig=rcig_plan.Plan(
+            settings=((1, _SHORT_RCIG), (10, _FEWER), (50, replace(_FEWER, iterations=12))),
+            student=rcig_evaluation.Protocol(width=32, steps=200, lr=1e-3, warmup=40, batch=64),
+        ),
         reductions=(
             "10,000 training images, and 1,000 more held out for validation",
             "ConvNet of width 32 instead of 128",
@@ -180,6 +225,11 @@ PROFILES = {
             "DATM: 100 iterations (150 at IPC 1, 60 from IPC 50 on) of 20 student steps towards the next epoch instead "
             "of 10,000 of 80 towards the one after, learning rates and windows to fit; 5 experts of 12 epochs in "
             "batches of 64 at a rate of 0.02 (100 of 100, 256, 0.01)",
+            "RCIG: 60 iterations (25 from IPC 10 on, 12 from IPC 50 on, both without mirror images) instead of 10,000 "
+            "at seven to ten times the learning rate, 5 steps of conjugate gradients for either solve instead of 20 of "
+            "Adam; networks that begin with width 32 (128), a pool of 5 (30) that begin anew after 50 steps (100); 256 "
+            "real images per iteration (1,024), a moving average of decay 0.9 (0.99); students trained for 200 steps "
+            "of at most 64 images at a rate of 0.001 (1,000 or 2,000 of 256 at 0.0001)",
             "full noisy set: 3 networks, 20 epochs, tested after each, trained as the students are",
         ),
         threads=1,
@@ -198,9 +248,12 @@ PROFILES = {
         full=Protocol(_PAPER, replace(_RECIPE, epochs=60), test_points=60),
         dance=dance.Settings(),
         datm=Plan(experts=trajectories.ExpertRecipe(), student=Protocol(_PAPER, _SOFT_RECIPE, test_points=1)),
+        rcig=rcig_plan.Plan(),
         reductions=(
             "2 % of the training images are held out for the validation rule (published: none)",
             "full noisy set: 60 epochs, network and augmentation of the students (the paper's recipe is unknown)",
+            "RCIG: exact gradients (of random rows on CIFAR-100 at IPC 50 and Tiny-ImageNet at IPC 10), and networks "
+            "that stand still during the inner steps",
             "DATM: the exact gradient; the noisy-label study followed that of TESLA (profile paper-tesla)",
         ),
     ),

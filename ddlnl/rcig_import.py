@@ -14,7 +14,8 @@ from ddlnl.errors import InputError
 
 
 class Published(NamedTuple):
-    """images (n, C, H, W) float32 in the space of `rcig_preprocess`, labels (n, K) float32, without mirror images."""
+    """images (n, C, H, W) float32 in the space of the preprocessing "zca-relative", labels (n, K) float32; both without
+    mirror images."""
 
     images: Tensor
     labels: Tensor

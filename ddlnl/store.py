@@ -226,7 +226,11 @@ def table(store_dir: str | Path | None = None) -> pd.DataFrame:
 
 
 def frame(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """Records as a DataFrame with the columns that name a cell first."""
+    """Records as a DataFrame, the columns that name a cell first.
+
+    `confusion` is that of the students of the last checkpoint, None in records from before it was kept.
+    """
+    records = [record | {"confusion": record.get("curves", [{}])[-1].get("confusion")} for record in records]
     rows = pd.DataFrame.from_records(records, columns=None if records else _COLUMNS_OF_NO_CELLS)
     first = [name for name in _CELL_COLUMNS_FIRST if name in rows.columns]
     return rows[first + [name for name in rows.columns if name not in first]]

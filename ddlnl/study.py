@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ddlnl import engines, evaluation, noise
+from ddlnl import engines, evaluation, noise, stored_sets
 from ddlnl.cells import Cell, cell_key, initial_key, prepare
 from ddlnl.distilled import DistilledSet
 from ddlnl.errors import InputError
@@ -101,20 +101,19 @@ def distilled(cell: Cell, store_dir: str | Path | None = None, data_dir: str | P
     record = store.record("cell", key)
     if record is None:
         raise InputError(f"The cell ({cell}) has not finished in the store {store.root}; run it with study.run first.")
-    found = store.tensors(record["parents"]["set"])
+    found = stored_sets.read(store, record["parents"]["set"])
     if found is None:
         path = store.root / "records" / "cell" / f"{key}.json"
         raise InputError(
             f"The store {store.root} has the record of the cell ({cell}), but not its distilled set; move the record "
             f"{path} away and run the cell again with study.run."
         )
-    return DistilledSet.from_state(*found)
+    return found
 
 
 def initial(cell: Cell, store_dir: str | Path | None = None, data_dir: str | Path | None = None) -> DistilledSet | None:
     """The set of a cell before the first update, or None where the method was not evaluated there or none is stored."""
-    found = Store(store_dir).tensors(initial_key(cell_key(cell, data_dir)))
-    return None if found is None else DistilledSet.from_state(*found)
+    return stored_sets.read(Store(store_dir), initial_key(cell_key(cell, data_dir)))
 
 
 def in_order(cells: list[Cell]) -> list[Cell]:

@@ -89,6 +89,10 @@ class Protocol:
         """The epochs (counted from 1) after which students are tested."""
         return sorted({round(epochs * point / self.test_points) for point in range(1, self.test_points + 1)} - {0})
 
+    def without_augmentation(self) -> Protocol:
+        """The same training without augmentation and CutMix."""
+        return replace(self, recipe=replace(self.recipe, augmentation="", cutmix=0.0))
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Protocol:
         """The inverse of `dataclasses.asdict`."""
@@ -102,6 +106,26 @@ class Progress(typing.Protocol):
     def load(self) -> tuple[int, dict[str, Tensor]] | None: ...
 
     def save(self, step: int, state: Callable[[], dict[str, Tensor]]) -> None: ...
+
+
+class Objective:
+    """What training minimises: the cross-entropy. A subclass replaces it, and may remember something between steps."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """The loss to minimise, a scalar: the mean over a network's batch, summed over networks.
+
+        logits, targets: (M, B, K), one batch per network; index: (M, B) int64, which images they are of; epoch: counted
+        from 0.
+        """
+        # Summed over networks so that each gets its own gradient, unscaled.
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1)) * len(logits)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed training needs to go on as if it had not stopped."""
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` returned."""
 
 
 class NotFinite(RuntimeError):
@@ -135,8 +159,9 @@ def train(
     seeds: Sequence[int],
     after_epoch: Callable[[int], None] | None = None,
     progress: Progress | None = None,
+    objective: Objective | None = None,
 ) -> None:
-    """Train every network of `stack` in place by cross-entropy, each with its own batches and augmentation draws.
+    """Train every network of `stack` in place, each with its own batches and augmentation draws.
 
     Args:
         images: (N, C, H, W) preprocessed float32.
@@ -144,21 +169,23 @@ def train(
         seeds: one per network; a network in a stack sees exactly the draws it would see alone.
         after_epoch: called with the number of finished epochs.
         progress: where to resume from; the end result is that of an uninterrupted run.
+        objective: what is minimised, None for the cross-entropy.
 
     Raises `NotFinite` at the end of an epoch in which a loss became NaN or infinite.
     """
     optimiser = torch.optim.SGD(
         stack.parameters.values(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
-    finished = 0
+    finished, objective = 0, objective or Objective()
     if progress and (saved := progress.load()):
         finished, state = saved
-        _restore(stack, optimiser, state)
+        _restore(stack, optimiser, objective, state)
     for epoch in range(finished, recipe.epochs):
         optimiser.param_groups[0]["lr"] = recipe.rate(epoch)
         if recipe.restart and recipe.rate(epoch) != recipe.rate(max(0, epoch - 1)):
             optimiser.state.clear()
-        loss = _epoch(stack, optimiser, images, targets, recipe, [generator(seed, "epoch", epoch) for seed in seeds])
+        generators = [generator(seed, "epoch", epoch) for seed in seeds]
+        loss = _epoch(stack, optimiser, images, targets, recipe, generators, objective, epoch)
         if not torch.isfinite(loss):
             raise NotFinite(
                 f"The training loss became {loss.item()} in epoch {epoch + 1} of {recipe.epochs}; "
@@ -167,17 +194,16 @@ def train(
         if after_epoch:
             after_epoch(epoch + 1)
         if progress:
-            progress.save(epoch + 1, lambda: _snapshot(stack, optimiser))
+            progress.save(epoch + 1, lambda: _snapshot(stack, optimiser, objective))
 
 
-def _epoch(stack, optimiser, images, targets, recipe, generators) -> Tensor:
+def _epoch(stack, optimiser, images, targets, recipe, generators, objective, epoch) -> Tensor:
     """One pass over the data for every network; returns the sum of the batch losses."""
     orders = torch.stack([torch.randperm(len(images), generator=one) for one in generators]).to(images.device)
     total = torch.zeros((), device=images.device)
     for index in orders.split(recipe.batch_size, dim=1):
         inputs, labels = _batches(images, targets, index, recipe, generators)
-        # The mean over a network's batch, summed over networks: each network gets its own gradient, unscaled.
-        loss = F.cross_entropy(stack(inputs).flatten(0, 1), labels.flatten(0, 1)) * len(stack)
+        loss = objective(stack(inputs), labels, index, epoch)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -200,18 +226,20 @@ def _batches(images, targets, index, recipe, generators) -> tuple[Tensor, Tensor
     return inputs, labels
 
 
-def _snapshot(stack: Stack, optimiser: torch.optim.SGD) -> dict[str, Tensor]:
+def _snapshot(stack: Stack, optimiser: torch.optim.SGD, objective: Objective) -> dict[str, Tensor]:
     velocity = {
         f"velocity.{name}": optimiser.state[tensor]["momentum_buffer"].clone()
         for name, tensor in stack.parameters.items()
     }
-    return stack.state() | velocity
+    return stack.state() | velocity | {f"objective.{name}": tensor for name, tensor in objective.state().items()}
 
 
-def _restore(stack: Stack, optimiser: torch.optim.SGD, state: dict[str, Tensor]) -> None:
+def _restore(stack: Stack, optimiser: torch.optim.SGD, objective: Objective, state: dict[str, Tensor]) -> None:
     stack.load(state)
     for name, tensor in stack.parameters.items():
         optimiser.state[tensor]["momentum_buffer"] = state[f"velocity.{name}"].to(tensor.device)
+    prefix = "objective."
+    objective.load({name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)})
 
 
 @torch.no_grad()
@@ -220,8 +248,3 @@ def predict(stack: Stack, images: Tensor, batch_size: int | None = None) -> Tens
     # A GPU takes what fits (counted at 32x32 pixels), a CPU what stays in its cache.
     batch_size = batch_size or (max(1, 2000 * 1024 // (images[0, 0].numel() * len(stack))) if images.is_cuda else 128)
     return torch.cat([stack(batch, training=False) for batch in images.split(batch_size)], 1)
-
-
-def accuracies(stack: Stack, images: Tensor, labels: Tensor) -> Tensor:
-    """(M,) float64 fractions of (N,) labels predicted correctly."""
-    return (predict(stack, images).argmax(2) == labels).double().mean(1).cpu()

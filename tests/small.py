@@ -11,6 +11,9 @@ from ddlnl.datasets import ImageSet
 from ddlnl.datm_settings import Plan
 from ddlnl.datm_settings import Settings as MatchingSettings
 from ddlnl.profiles import PROFILES, Profile
+from ddlnl.rcig_evaluation import Protocol as RegressionProtocol
+from ddlnl.rcig_plan import Plan as GradientPlan
+from ddlnl.rcig_settings import Settings as GradientSettings
 from ddlnl.training import Architecture, Protocol, Recipe
 from ddlnl.trajectories import ExpertRecipe
 
@@ -39,6 +42,20 @@ MATCHING = MatchingSettings(
     strategy="color_crop_cutout_scale_rotate",
     evaluate_at=(0.0, 0.5, 1.0),
 )
+GRADIENTS = GradientSettings(
+    iterations=4,
+    depth=2,
+    width=4,
+    pool=3,
+    pool_age=12,
+    pool_lr=1e-3,
+    real_batch=12,
+    inner_steps=5,
+    hessian_steps=5,
+    hessian_lr=3.0,
+    lr=0.02,
+    evaluate_at=(0.0, 0.5, 1.0),
+)
 
 
 def image_set(classes: int = 3, per_class: int = 10, side: int = 8, channels: int = 3, seed: int = 0) -> ImageSet:
@@ -64,6 +81,10 @@ def profile(**changes: object) -> Profile:
             experts=ExpertRecipe(experts=2, epochs=3, batch_size=16, lr=0.05, architecture=NETWORK),
             student=Protocol(NETWORK, recipe, test_points=2, max_steps=6),
             settings=((1, MATCHING),),
+        ),
+        rcig=GradientPlan(
+            settings=((1, GRADIENTS),),
+            student=RegressionProtocol(width=4, steps=8, lr=1e-3, warmup=2),
         ),
     )
     return replace(small, **changes)

@@ -26,6 +26,7 @@ TARGETS = {
     "norm_relu_pool_16": 4,
     "norm_relu_pool_8": 3,
     "norm_relu_pool_tangent_16": 5,
+    "first_convolution": 3,
     "convnet": 1.5,
     "augment_composed": 8,
     "augment_single": 4,

@@ -7,12 +7,13 @@ import torch
 from small import image_set, profile
 
 from ddlnl import DistilledSet, evaluation, preprocess, training
+from ddlnl.curves import Curves
 from ddlnl.distilled import concatenate
 from ddlnl.errors import DamagedError, InputError
-from ddlnl.evaluation import Curves, select
+from ddlnl.evaluation import select
 
-FIRST = Curves([1, 2], test=[[0.5, 0.6], [0.9, 0.4]], validation=[[0.3, 0.2], [0.3, 0.2]])
-LAST = Curves([1, 2], test=[[0.1, 0.2], [0.3, 0.4]], validation=[[0.1, 0.25], [0.1, 0.3]])
+FIRST = Curves([1, 2], test=[[0.5, 0.6], [0.9, 0.4]], validation=[[0.3, 0.2], [0.3, 0.2]], confusion=[])
+LAST = Curves([1, 2], test=[[0.1, 0.2], [0.3, 0.4]], validation=[[0.1, 0.25], [0.1, 0.3]], confusion=[])
 
 
 def small_set(**changes):
@@ -48,6 +49,14 @@ def test_students_are_reproducible_and_independent_of_how_many_there_are():
     assert three.accuracies[:2] == pytest.approx(two.accuracies, abs=0.02)
     assert three.mean == pytest.approx(sum(three.accuracies) / 3)
     assert three.std == pytest.approx(torch.tensor(three.accuracies).std().item())
+
+
+def test_the_confusion_of_trained_students_counts_every_test_image_once_per_student():
+    test = image_set(per_class=20, seed=1)
+    scores = evaluation.evaluate(small_set(), test, repeats=2, device="cpu")
+    confusion = torch.tensor(scores.curves.confusion)
+    assert confusion.sum(1).tolist() == [40, 40, 40]
+    assert confusion.diagonal().sum() / confusion.sum() == pytest.approx(scores.mean)
 
 
 def test_augmentation_can_be_switched_off():
@@ -113,7 +122,7 @@ def test_distilled_sets_with_different_preprocessing_refuse_to_be_joined():
     other = small_set(preprocessing=preprocess.fit(image_set(seed=9).images, "normalise"))
     with pytest.raises(InputError, match="cannot be mixed"):
         concatenate([small_set(), other])
-    with pytest.raises(InputError, match="factor agree"):
+    with pytest.raises(InputError, match="multi-formation factor and kind of labels agree"):
         concatenate([small_set(), small_set(factor=2)])
 
 

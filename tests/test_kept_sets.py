@@ -29,8 +29,9 @@ def record(cell, tmp_path):
 
 
 def test_a_finished_cell_gives_the_set_it_made_and_the_one_it_began_as(cell, record, tmp_path):
-    kept = DistilledSet.load(tmp_path / "artefacts" / f"{record['parents']['set']}.safetensors")
     final, initial = study.distilled(cell, tmp_path), study.initial(cell, tmp_path)
+    final.save(tmp_path / "own.safetensors")
+    kept = DistilledSet.load(tmp_path / "own.safetensors")
     for name in ("images", "labels"):
         assert torch.equal(getattr(final, name), getattr(kept, name))
         assert not torch.equal(getattr(final, name), getattr(initial, name))
@@ -76,3 +77,33 @@ def test_a_damaged_set_is_set_aside_and_never_used(cell, record, tmp_path):
         study.distilled(cell, tmp_path)
     assert not path.exists()
     assert [kept.read_bytes() for kept in (tmp_path / "damaged").iterdir()] == [content]
+
+
+def test_a_store_keeps_the_preprocessing_of_many_sets_once(tmp_path, monkeypatch):
+    """The matrices of digits are 64x64; of CIFAR-10 they take 75 MB."""
+    monkeypatch.setitem(PROFILES, "demo", profile())
+    cell = Cell("digits", "symmetric:0.4", "datm", 1, 0, "demo")
+    record = study.run([cell], tmp_path, device="cpu", progress=False).iloc[0]
+    final = study.distilled(cell, tmp_path)
+    matrices = 4 * (final.preprocessing.whiten.numel() + final.preprocessing.unwhiten.numel())
+    for name in (record["parents"]["set"], cells.initial_key(record["key"])):
+        assert store.Store(tmp_path).artefact_path(name).stat().st_size < matrices
+    final.save(tmp_path / "own.safetensors")
+    assert (tmp_path / "own.safetensors").stat().st_size > matrices
+    for one, other in zip(
+        final.training_set(), DistilledSet.load(tmp_path / "own.safetensors").training_set(), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_a_file_of_a_store_is_not_taken_for_a_set_of_its_own(cell, record, tmp_path):
+    with pytest.raises(InputError, match=r"holds no preprocessing; a set of a store is read with study\.distilled"):
+        DistilledSet.load(store.Store(tmp_path).artefact_path(record["parents"]["set"]))
+
+
+def test_a_set_whose_preprocessing_is_lost_counts_as_missing(cell, record, tmp_path):
+    meta = store.Store(tmp_path).tensors(record["parents"]["set"])[1]
+    store.Store(tmp_path).artefact_path(meta["fitted"]).unlink()
+    with pytest.raises(InputError, match="but not its distilled set"):
+        study.distilled(cell, tmp_path)
+    assert study.initial(cell, tmp_path) is None

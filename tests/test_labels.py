@@ -10,7 +10,7 @@ import pytest
 from outcomes import conditions, distilled, outcome
 from scipy import stats
 
-from ddlnl import datasets, labels, noise, transitions
+from ddlnl import datasets, labels, noise, rcig_evaluation, transitions
 from ddlnl.errors import InputError
 
 FLIPPED = np.array([[60, 40, 0], [0, 100, 0], [0, 0, 100]])  # class 0 becomes 1 with rate 0.4
@@ -105,6 +105,26 @@ def test_the_set_before_the_first_update_and_its_wrong_images_are_counted_where_
     assert (row["own_initial"], row["entropy_initial"]) == pytest.approx((1 / 3, math.log(3)))
     assert row["wrong_start"] == pytest.approx(2 / 3)
     assert row_of(outcome("symmetric:0.4", np.eye(3), FLIPPED))[["own_initial", "wrong_start"]].isna().all()
+
+
+def test_free_labels_have_no_mass_and_are_described_by_their_largest_entries():
+    free = [[3, 2, -4], [0, -3, -1], [0.5, 5, 1], [-1, 0, 0], [1, 1, 2], [9, 0, 0]]
+    kinds = {"ipc": 2, "method": "rcig", "protocol": rcig_evaluation.Protocol()}
+    clean = outcome("clean", np.eye(3).repeat(2, 0), np.eye(3), **kinds)
+    noisy = outcome("asymmetric:0.4", free, FLIPPED, initial=np.eye(3).repeat(2, 0) - 1 / 3, **kinds)
+    row = labels.numbers([clean, noisy]).iloc[1]
+    assert row[[f"{name}_learned" for name in ("entropy", "softness", "own", "flip", "absorbed")]].isna().all()
+    assert row[["own_initial", "own_clean", "entropy_initial"]].isna().all()
+    assert row["top_learned"] == pytest.approx(5 / 6)
+    assert row["top_initial"] == row["top_clean"] == 1
+    sources, targets = noisy.flips
+    others = np.array(free)
+    others[np.arange(6), np.repeat(np.arange(3), 2)] = -9
+    hits = [
+        others[image].argmax() == to for of, to in zip(sources, targets, strict=True) for image in (2 * of, 2 * of + 1)
+    ]
+    assert row["second_learned"] == np.mean(hits) == 0.5
+    assert math.isnan(row["second_initial"])  # all others are equal
 
 
 def test_averages_are_over_seeds_with_their_t_interval_and_one_seed_has_none():

@@ -14,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ddlnl import _core, augment
+from ddlnl import _core, augment, tangents
 from ddlnl.errors import InputError
 from ddlnl.generators import generator
 from ddlnl.matching import matching_gradient
@@ -157,6 +157,18 @@ def test_twenty_steps_in_float32_keep_four_digits(mode):
     assert max(distances(found, case.run(mode=mode))) < 1e-4
 
 
+def test_only_tf32_lets_convolutions_round_and_what_was_set_before_comes_back(monkeypatch):
+    case, cudnn = make(steps=1).to(torch.float32), torch.backends.cudnn.conv
+    before, seen = cudnn.fp32_precision, []
+    convolve = tangents.convolve
+    monkeypatch.setattr(tangents, "convolve", lambda *a: seen.append(cudnn.fp32_precision) or convolve(*a))
+    plain, rounded = (case.run(precision=precision) for precision in ("float32", "tf32"))
+    assert seen
+    assert seen == ["ieee"] * (len(seen) // 2) + ["tf32"] * (len(seen) // 2)
+    assert cudnn.fp32_precision == before
+    assert all(map(torch.equal, plain, rounded))  # on a CPU both are float32
+
+
 @pytest.mark.parametrize("mode", ["exact", "tesla"])
 def test_bf16_points_the_same_way(mode):
     case = make(steps=10, batch=10, width=32, size=16, step_size=0.01).to(torch.float32)
@@ -259,7 +271,7 @@ def test_memory_grows_with_the_steps_by_a_parameter_vector_each_and_nothing_else
 GOOD = make()
 BAD = {
     "mode": ({"mode": "teslas"}, "The mode 'teslas' is unknown; it is one of exact, tesla. Did you mean 'tesla'?"),
-    "precision": ({"precision": "bfloat16"}, "The precision 'bfloat16' is unknown; it is one of float32, bf16."),
+    "precision": ({"precision": "bfloat16"}, "The precision 'bfloat16' is unknown; it is one of float32, tf32, bf16."),
     "start": ({"start": GOOD.start[1:]}, "start has shape .*; this network has parameters of shape"),
     "target": ({"target": GOOD.target[None]}, "target has shape .*; this network has parameters of shape"),
     "dtype": ({"start": GOOD.start.half()}, "start is torch.float16; it must be float32, or float64"),

@@ -135,3 +135,14 @@ def test_without_results_the_notebook_to_explore_says_what_to_run(place):
     parameters = {"store_dir": str(place / "empty")}
     papermill.execute_notebook(NOTEBOOKS / "explore.ipynb", out, parameters, progress_bar=False)
     assert "run another notebook first" in export.export(out, place / "nothing.html").read_text()
+
+
+def test_the_notebook_on_own_images_finds_planted_errors_and_writes_its_files(place):
+    given = {"ipc": 4, "device": "cpu", "out_dir": str(place / "denoised")}
+    papermill.execute_notebook(NOTEBOOKS / "your_data.ipynb", place / "own.ipynb", given, progress_bar=False)
+    page = export.export(place / "own.ipynb", place / "own.html").read_text()
+    assert "The true labels are known here" in page
+    assert 'alt="The 21 most doubtful of' in page
+    assert {path.name for path in (place / "denoised").iterdir()} == {
+        *("distilled.safetensors", "suspects.csv", "labels.csv", "transition.csv", "report.json")
+    }

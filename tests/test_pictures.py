@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from outcomes import conditions, outcome
 
-from ddlnl import figures, labels, pictures
+from ddlnl import figures, labels, pictures, rcig_evaluation
 from ddlnl.errors import InputError
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -112,7 +112,26 @@ def test_without_initial_sets_and_without_structure_there_is_one_matrix_less_and
     assert all(patch.get_width() == 1 for patch in figure.axes[0].findobj(Rectangle) if patch in figure.axes[0].patches)
 
 
+FREE = {"method": "rcig", "protocol": rcig_evaluation.Protocol()}
+
+
+def test_free_labels_are_shown_as_they_are_beside_centred_transitions():
+    learned = np.array([[3.0, -1, -4], [0, 1, 0], [0, 0, 2]])
+    found = outcome("asymmetric:0.4", learned, [[6, 4, 0], [0, 10, 0], [0, 0, 10]], initial=np.eye(3) - 1 / 3, **FREE)
+    figure = pictures.mass([found])
+    start, shown, transition, random = images(figure)
+    np.testing.assert_allclose(4 * shown.get_array(), learned, atol=1e-6)
+    np.testing.assert_allclose(4 * start.get_array(), np.eye(3) - 1 / 3, atol=1e-6)
+    np.testing.assert_allclose(transition.get_array(), found.transition - 1 / 3)
+    np.testing.assert_allclose(random.get_array(), found.random - 1 / 3)
+    assert {image.get_clim() for image in (start, shown, transition, random)} == {(-1, 1)}
+    assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == ["-4", "0", "4"]
+    assert "mean labels" in title(figure)
+    assert "whose largest learned label is that of their class" in pictures.mass_alt([found])
+
+
 LAYOUTS = [
+    pytest.param(conditions(names=CIFAR10, **FREE)[:3], id="free labels"),
     pytest.param(conditions(human=5, names=CIFAR10), id="14 noises"),
     pytest.param(conditions(names=LONG[:10])[:3], id="long names"),
     pytest.param(

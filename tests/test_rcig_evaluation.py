@@ -7,7 +7,7 @@ import pytest
 import torch
 from small import image_set
 
-from ddlnl import preprocess, rcig_augment, rcig_evaluation, rcig_preprocess, training
+from ddlnl import preprocess, rcig_augment, rcig_evaluation, training
 from ddlnl.errors import InputError
 from ddlnl.generators import generator
 from ddlnl.rcig_evaluation import Protocol
@@ -31,12 +31,12 @@ def test_ten_images_have_half_the_steps_and_no_augmentation_goes_on_longer(image
 
 def test_published_protocols_follow_the_dataset():
     assert rcig_evaluation.published_protocol("cifar10", 1) == Protocol()
-    assert rcig_evaluation.published_protocol("cifar10", 1, "none") == Protocol(augmentation="")
+    assert Protocol().without_augmentation() == Protocol(augmentation="")
     assert rcig_evaluation.published_protocol("mnist", 10).augmentation == "crop_rotate_translate_cutout"
     tiny = rcig_evaluation.published_protocol("tiny_imagenet", 10)
     assert (tiny.depth, tiny.mirror) == (4, False)
-    with pytest.raises(InputError, match="published, none"):
-        rcig_evaluation.published_protocol("cifar10", 1, "both")
+    with pytest.raises(InputError, match="no published settings for the dataset 'digits'"):
+        rcig_evaluation.published_protocol("digits", 1)
 
 
 def separable(count, seed):
@@ -160,9 +160,9 @@ def correlated(count=400, side=4):
 
 def test_whitening_has_the_eigenvalues_of_the_published_definition_and_inverts():
     images = correlated()
-    fitted = rcig_preprocess.fit(images, "cifar10")
+    fitted = preprocess.fit(images, "zca-relative", "cifar10")
     pixels = preprocess.to_float(images).double()
-    mean, std = (torch.tensor(values, dtype=torch.float64) for values in rcig_preprocess.PUBLISHED["cifar10"])
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in preprocess.PUBLISHED_RELATIVE["cifar10"])
     z = ((pixels - mean[:, None, None]) / std[:, None, None]).flatten(1)
     values = torch.linalg.eigvalsh(torch.cov(z.T, correction=0))
     ridge = 0.1 * values.mean()
@@ -175,20 +175,20 @@ def test_whitening_has_the_eigenvalues_of_the_published_definition_and_inverts()
 
 def test_fewer_images_than_dimensions_leave_the_other_eigenvalues_at_one():
     images = correlated(30)
-    fitted = rcig_preprocess.fit(images, "cifar10")
-    std = torch.tensor(rcig_preprocess.PUBLISHED["cifar10"][1]).repeat_interleave(16)
+    fitted = preprocess.fit(images, "zca-relative", "cifar10")
+    std = torch.tensor(preprocess.PUBLISHED_RELATIVE["cifar10"][1]).repeat_interleave(16)
     values = torch.linalg.eigvalsh((fitted.whiten * std[:, None]).double())
     assert ((values - 1).abs() < 1e-3).sum() >= 48 - 30
 
 
 def test_grey_images_are_normalised_by_their_published_constants_only():
     images = image_set(channels=1).images
-    fitted = rcig_preprocess.fit(images, "mnist")
+    fitted = preprocess.fit(images, "zca-relative", "mnist")
     assert fitted.kind == "normalise"
     assert fitted.mean.tolist() == pytest.approx([0.1307])
-    assert rcig_preprocess.fit(images, "own").scale.item() == pytest.approx(images.std() / 255, rel=1e-5)
+    assert preprocess.fit(images, "zca-relative", "own").scale.item() == pytest.approx(images.std() / 255, rel=1e-5)
 
 
 def test_large_colour_images_are_refused():
     with pytest.raises(InputError, match="64"):
-        rcig_preprocess.fit(np.zeros((2, 128, 128, 3), np.uint8), "imagenette")
+        preprocess.fit(np.zeros((2, 128, 128, 3), np.uint8), "zca-relative", "imagenette")

@@ -51,7 +51,7 @@ def lasting(rows):
 
 def test_a_study_gives_one_row_per_cell_and_the_second_run_only_reads(archive_path, tmp_path, monkeypatch):
     grid = study.grid(archive_path, rates=RATES, ipcs=[2], seeds=1)
-    assert len(grid) == 2 * (1 + 5)
+    assert len(grid) == 2 * (1 + 6)
     first = study.run(grid, tmp_path / "store", device="cpu", progress=False)
     assert len(first) == len(grid)
     for rule in ("last", "validation", "best_on_test"):
@@ -105,7 +105,9 @@ if __name__ == "__main__":
 
 
 def the_grid(archive_path: str) -> list[Cell]:
-    return study.grid(archive_path, rates=[0.5], methods=["full", "dance", "predicted", "datm"], ipcs=[2], seeds=2)
+    return study.grid(
+        archive_path, rates=[0.5], methods=["full", "dance", "predicted", "datm", "rcig"], ipcs=[2], seeds=2
+    )
 
 
 def environment(threads: int = 1) -> dict[str, str]:
@@ -137,7 +139,7 @@ def test_a_killed_study_ends_with_the_records_it_would_have_had(archive_path, tm
         assert process.wait() == -signal.SIGKILL
     assert start("killed").wait() == 0
     whole, killed = (store.table(tmp_path / place).sort_values("key") for place in ("whole", "killed"))
-    assert len(whole) == 8
+    assert len(whole) == 10
     assert lasting(whole) == lasting(killed)
     assert not list((tmp_path / "killed" / "progress").glob("*.safetensors"))
 
@@ -163,6 +165,12 @@ class Killed(BaseException):
         ("datm", "datm.Datm", "iterate", 4),
         ("datm", "training", "_epoch", 2),  # in the students of the first checkpoint
         ("datm", "training", "_epoch", 5),  # in those of the last one
+        ("rcig", "rcig.Rcig", "tune", 1),
+        ("rcig", "rcig.Rcig", "iterate", 1),
+        ("rcig", "rcig.Rcig", "iterate", 4),
+        ("rcig", "rcig_evaluation._Students", "step", 3),  # in the students of the first checkpoint
+        ("rcig", "rcig_evaluation._Students", "step", 23),  # in those of the last one
+        ("rcig", "rcig_evaluation._Students", "step", 30),  # in those without augmentation
     ],
 )
 def test_a_cell_stopped_anywhere_resumes_to_the_same_record(
@@ -170,7 +178,9 @@ def test_a_cell_stopped_anywhere_resumes_to_the_same_record(
 ):
     cell = Cell(archive_path, "symmetric:0.5", method, 2, 0, "demo")
     whole = study.run([cell], tmp_path / "whole", device="cpu", progress=False)
-    assert len(whole["curves"][0]) == {"dance": 2, "datm": 3}[method]  # checkpoints, the first iteration among them
+    assert (
+        len(whole["curves"][0]) == {"dance": 2, "datm": 3, "rcig": 3}[method]
+    )  # checkpoints, the first iteration among them
     monkeypatch.setattr(store.Progress, "save", functools.partialmethod(_save_always, store.Progress.save))
     place = functools.reduce(getattr, owner.split("."), ddlnl)
     original, calls = getattr(place, name), itertools.count(1)
@@ -311,7 +321,7 @@ def test_held_out_images_are_noisy_and_never_trained_on(archive_path):
 def test_no_method_sees_clean_labels(archive_path):
     noisy = ddlnl.noise.corrupt(ddlnl.datasets.load(archive_path).train, "symmetric:0.5", 0)
     blind = replace(noisy, clean=noisy.clean[::-1].copy())
-    for method in ("dance", "datm", "random", "random_soft", "predicted"):
+    for method in ("dance", "datm", "rcig", "random", "random_soft", "predicted"):
         first, second = (ddlnl.distill(one, method=method, ipc=2, device="cpu") for one in (noisy, blind))
         assert torch.equal(first.images, second.images)
         assert torch.equal(first.labels, second.labels)

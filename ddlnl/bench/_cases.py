@@ -127,6 +127,23 @@ def _flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([one.detach().flatten() for one in tensors])
 
 
+def _first_convolution(device: torch.device, scale: float, precision: str = "float32") -> list[Pair]:
+    """Value and the gradients of weight and bias; ours in the layout that its network keeps."""
+    width, count = _part(128, scale), _part(64, scale)
+    eager = nn.Conv2d(3, width, 3, padding=1).to(device)
+    convolution = networks.Convolution(3, width, 3, padding=1).to(device)
+    convolution.load_state_dict(eager.state_dict())
+    ours = networks.in_precision(convolution, precision)
+    images, g = _random(device, (count, 3, SIDE, SIDE), (count, width, SIDE, SIDE))
+    gradient = torch.empty_like(ours(images)).copy_(g)
+
+    def both_ways(convolution: nn.Module, g: Tensor) -> Sequence[Tensor]:
+        y = convolution(images)
+        return y, *grad(y, list(convolution.parameters()), g)
+
+    return [Pair(partial(both_ways, eager, g), partial(both_ways, ours, gradient))]
+
+
 def _convnet(device: torch.device, scale: float) -> list[Pair]:
     stack, eager = _stack_and_eager(device, scale)
     count = _part(256, scale)
@@ -267,6 +284,19 @@ CASES = (
         "derivative of norm, ReLU and pool in a direction, differentiated: 64 x 128 x 16 x 16",
         5,
         partial(_tangent, side=16),
+    ),
+    Case(
+        "first_convolution",
+        "first convolution, 64 images of 3 x 32 x 32 to 128 channels, with the gradient of its weights",
+        3,
+        _first_convolution,
+    ),
+    Case(
+        "first_convolution_bf16",
+        "the same, ours in bfloat16, baseline float32",
+        None,
+        partial(_first_convolution, precision="bf16"),
+        tolerance=0.1,
     ),
     Case(
         "convnet",

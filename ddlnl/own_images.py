@@ -1,0 +1,158 @@
+"""A reader's own images: an archive or a folder of pictures, with the labels as they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ddlnl import archives, datasets, noise
+from ddlnl.datasets import Dataset, ImageSet
+from ddlnl.errors import InputError
+
+SIZES = (8, 128)  # pixels a side: the networks halve an image at least twice, and larger ones take days
+GREY = ("1", "L", "LA")
+COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+
+
+@dataclass(frozen=True, eq=False)
+class OwnImages:
+    """Images with labels as they are given.
+
+    train: `.observed` and `.clean` are both the given labels. test: with clean labels, or None. names: one per training
+    image, its file or its number. about: one sentence on what was done to pictures, "" for images that were arrays.
+    """
+
+    train: ImageSet
+    test: ImageSet | None
+    names: tuple[str, ...]
+    about: str = ""
+
+
+def load(data: str | Path, size: int | None = None, data_dir: str | Path | None = None) -> OwnImages:
+    """Read a folder of pictures, an archive (`ddlnl.archives`; its test part may be missing) or a named dataset.
+
+    data: a folder with <class>/<picture>, or with train/<class>/<picture> and perhaps test/<class>/<picture>, in the
+    formats of torchvision's ImageFolder; the path of an .npz archive; or a name of `datasets.NAMES`. size: the side in
+    pixels that the pictures of a folder are brought to, from 8 to 128; None takes 64 where the shorter sides have a
+    median of at least 64, else 32. Raises `InputError` where the data cannot be used.
+    """
+    place = Path(data).expanduser()
+    if size is not None and not place.is_dir():
+        raise InputError(f"The size {size} is for a folder of pictures, and {data} is none; leave it out.")
+    if place.is_dir():
+        return _folder(place, size)
+    if str(data) in datasets.NAMES:
+        both = datasets.load(str(data), data_dir)
+        train, test = both.train, both.test
+    else:
+        train, test = datasets.archive_parts(place, _arrays(place))
+    return OwnImages(train, test, tuple(map(str, range(len(train)))))
+
+
+def example(spec: str, seed: int) -> Dataset:
+    """The embedded digits with planted label errors, to try things on: `spec` is a noise as in `noise.corrupt`."""
+    digits = datasets.load("digits")
+    return Dataset(noise.corrupt(digits.train, spec, seed), digits.test)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Those of an archive, which has both test arrays or neither."""
+    arrays = archives.read(path, [key for key in archives.REQUIRED if not key.startswith("test_")])
+    return archives.read(path) if {"test_images", "test_labels"} & set(arrays) else arrays
+
+
+def _folder(root: Path, size: int | None) -> OwnImages:
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not SIZES[0] <= size <= SIZES[1]):
+        raise InputError(f"The size is {size!r}, and it must be a whole number from {SIZES[0]} to {SIZES[1]}.")
+    split = (root / "train").is_dir() and bool(_classes(root / "train"))
+    whole = root / "train" if split else root
+    if (count := len(_classes(whole))) < 2:
+        raise InputError(f"The folder {whole} holds {count} class folders, and at least 2 are needed.")
+    files, labels, classes = _files(whole)
+    modes, sides = zip(*map(_look, files), strict=True)
+    shorter = [min(one) for one in sides]
+    size = size or (64 if np.median(shorter) >= 64 else 32)
+    mode = "L" if all(one in GREY for one in modes) else "RGB"
+    train = ImageSet(_decode(files, size, mode), labels, labels, classes, root.name)
+    test = _test(root / "test", train, mode) if split and (root / "test").is_dir() else None
+    return OwnImages(
+        train, test, tuple(str(file.relative_to(root)) for file in files), _about(sides, modes, size, mode)
+    )
+
+
+def _classes(root: Path) -> list[str]:
+    """The names of the class folders, without hidden ones, which editors and notebooks leave behind."""
+    return sorted(one.name for one in os.scandir(root) if one.is_dir() and not one.name.startswith("."))
+
+
+def _files(root: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
+    """Pictures in the order of torchvision's ImageFolder, their labels and the names of the classes."""
+    # Imported here because it takes two seconds, and an archive needs none of it.
+    from torchvision.datasets import ImageFolder
+
+    class Visible(ImageFolder):
+        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+            names = _classes(Path(directory))
+            return names, {name: label for label, name in enumerate(names)}
+
+    found = Visible(root, allow_empty=True)
+    labels = np.array(found.targets, dtype=np.int64)
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(found.classes)) == 0)
+    if empty.size:
+        raise InputError(f"{root / found.classes[empty[0]]} holds no picture, and every class needs at least one.")
+    return [Path(file) for file, _ in found.samples], labels, tuple(found.classes)
+
+
+def _look(file: Path) -> tuple[str, tuple[int, int]]:
+    """The mode and the size of a picture, read from its head."""
+    try:
+        with Image.open(file) as picture:
+            mode, size = picture.mode, picture.size
+    except (OSError, Image.DecompressionBombError) as error:  # Pillow's other errors are among them
+        raise InputError(f"{file} cannot be read as a picture ({error}).") from error
+    if mode not in GREY + COLOUR:
+        raise InputError(f"{file} has pixels of the kind {mode}, and pictures must have 8 bits a channel.")
+    return mode, size
+
+
+def _decode(files: Sequence[Path], size: int, mode: str) -> np.ndarray:
+    """(N, size, size, C) uint8: the central square of each picture, upright, transparent parts white."""
+    images = np.empty((len(files), size, size, 1 if mode == "L" else 3), dtype=np.uint8)
+    for image, file in zip(images, files, strict=True):
+        try:
+            with Image.open(file) as opened:
+                picture = ImageOps.exif_transpose(opened)
+                if picture.has_transparency_data:
+                    picture = picture.convert("RGBA")
+                    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+                square = ImageOps.fit(picture.convert(mode), (size, size), Image.Resampling.BICUBIC)
+        except (OSError, Image.DecompressionBombError) as error:
+            raise InputError(f"{file} cannot be read as a picture ({error}).") from error
+        image[:] = np.asarray(square).reshape(image.shape)
+    return images
+
+
+def _test(root: Path, train: ImageSet, mode: str) -> ImageSet:
+    strange = [name for name in _classes(root) if name not in train.class_names]
+    if strange or not _classes(root):
+        what = f"the class {strange[0]!r}, which train does not have" if strange else "no class"
+        raise InputError(f"{root} has {what}; its class folders must be among those of train.")
+    files, labels, classes = _files(root)
+    for file in files:
+        _look(file)
+    labels = np.array([train.class_names.index(classes[label]) for label in labels])
+    return ImageSet(_decode(files, train.images.shape[1], mode), labels, labels, train.class_names, train.name)
+
+
+def _about(sides: Sequence[tuple[int, int]], modes: Sequence[str], size: int, mode: str) -> str:
+    cut = sum(width != height for width, height in sides)
+    grey = sum(one in GREY for one in modes) if mode == "RGB" else 0
+    done = [f"all {len(sides)} training pictures were brought to {size}x{size} pixels"]
+    done += [f"{cut} that are not square were cut to their central square"] if cut else []
+    done += [f"{grey} grey ones became colour"] if grey else []
+    return f"For the networks {', '.join(done)}."

@@ -1,0 +1,45 @@
+"""The parameters of the notebook on a reader's own images, refused before any work starts where they are wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+from ddlnl import denoising, evaluation, methods, noise, parameters
+from ddlnl.errors import InputError
+from ddlnl.profiles import PROFILES
+
+
+@dataclass(frozen=True)
+class OwnParameters:
+    """What the notebook was asked to do; see its parameters cell. data None stands for the embedded example."""
+
+    data: str | None = None
+    noise: str = "instance:0.3"
+    method: str = "dance"
+    ipc: int = 10
+    size: int | None = None
+    profile: str = "demo"
+    seed: int = 0
+    device: str = "auto"
+    out_dir: str = "denoised"
+
+
+def check(namespace: Mapping[str, object]) -> OwnParameters:
+    """The parameters among a notebook's names (`globals()`).
+
+    Every other plain value counts as a misspelt parameter, as in `parameters.check`. Raises `InputError`, in one
+    sentence, on an unknown name, a value of the wrong type, or a value that is not allowed.
+    """
+    known = [field.name for field in fields(OwnParameters)]
+    parameters.refuse_unknown(namespace, known)
+    given = OwnParameters(**{name: namespace[name] for name in known if name in namespace})
+    for name, value in asdict(given).items():
+        expected = (int, "a whole number") if name in ("ipc", "seed", "size") else (str, "text")
+        if not (value is None and name in ("data", "size")) and type(value) is not expected[0]:
+            raise InputError(f"The parameter {name!r} is {value!r}, and it must be {expected[1]}.")
+    methods.check(given.profile, PROFILES, "profile")
+    methods.check(given.method, denoising.ALLOWED, "method")
+    noise.parse(given.noise)
+    evaluation.choose_device(given.device)
+    return given
