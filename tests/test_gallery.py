@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from synthetic import records
 from test_claims_students import unbalanced, with_confusion
 
-from ddlnl import claims, export, figures, gallery, losses
+from ddlnl import claims, degradation, export, figures, gallery
 from ddlnl.errors import InputError
 
 CLAIM = "**Claim C1** ([paper](https://arxiv.org/abs/2411.11924)): small sets beat the whole one.\n\nMore words."
@@ -53,12 +53,12 @@ def show_panels() -> None:
     table = records(methods=("dance", "datm"), datasets=("cifar10",))
     figures.show(figures.symmetric(table), figures.alt_text(table))
     claims.show(claims.versus(table, reference="predicted"))
-    figures.show(losses.to_noise(table), losses.to_noise_alt(table))
+    figures.show(degradation.under_noise(table), degradation.under_noise_alt(table))
 
 
 def show_classes() -> None:
     table = unbalanced(0.4)
-    figures.show(losses.to_imbalance(table), losses.to_imbalance_alt(table))
+    figures.show(degradation.under_imbalance(table), degradation.under_imbalance_alt(table))
     claims.show(claims.tails(table), claims.tails)
     claims.show(claims.absorbed(with_confusion("asymmetric:0.4", {"dance": 0.7, "full": 0.4})), claims.absorbed)
 

@@ -1,4 +1,4 @@
-"""Figures of what is lost: to label noise, by every way of choosing a small set, and to imbalance, class by class."""
+"""Figures of how accuracy falls: under noise, for every way of making a small set, and under imbalance, by class."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ddlnl.claims import distillers, select
+from ddlnl.claims import distillers, rates_of, select
+from ddlnl.controls import METHODS as CONTROLS
 from ddlnl.errors import InputError
 from ddlnl.figures import COLOURS, FAINT, GREY, MARKERS, STYLE, WIDTHS, colour, condition, name, points, rate_of
-from ddlnl.methods import CONTROLS
 
 DOTS = {"markersize": 4.5, "elinewidth": 0.8, "linestyle": "none"}
 SHIFT = 0.11  # of a row, between noise rates
 
 
-def to_noise(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
+def under_noise(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
     """Test accuracy of every method under every rate of a noise: a row per method, a dot per rate, a panel per IPC.
 
     The grey line from the first to the last dot is what the noise costs; the full noisy set is the last row.
@@ -32,7 +32,7 @@ def to_noise(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
     """
     data = points(table, kind)
     sizes = _sizes(data)
-    order = [one for one in (*distillers(data), *CONTROLS[1:], "full") if one in set(data["method"])]
+    order = [one for one in (*distillers(data), *CONTROLS, "full") if one in set(data["method"])]
     with mpl.rc_context(STYLE | {"axes.grid.axis": "x"}):
         width = WIDTHS["page" if len(sizes) > 1 else "column"]
         figure = Figure(figsize=(width, 1.35 + 0.3 * len(order)), layout="constrained")
@@ -72,8 +72,8 @@ def _strip(ax: Axes, data: pd.DataFrame, order: list[str]) -> None:
             ax.errorbar(here.last, place, xerr=here.error, marker=marker, color=colour(here.rate), **DOTS)
 
 
-def to_noise_alt(table: pd.DataFrame, kind: str = "symmetric") -> str:
-    """The figure of `to_noise` in words: accuracy under the least and the most noise of every method."""
+def under_noise_alt(table: pd.DataFrame, kind: str = "symmetric") -> str:
+    """The figure of `under_noise` in words: accuracy under the least and the most noise of every method."""
     data = points(table, kind).sort_values("rate")
     told = [
         f"{name(method)}{f' (IPC {ipc})' if ipc else ''} {rows['last'].iloc[0]:.1f} to {rows['last'].iloc[-1]:.1f} %"
@@ -83,7 +83,7 @@ def to_noise_alt(table: pd.DataFrame, kind: str = "symmetric") -> str:
     return f"Test accuracy under {ends.iloc[0]} labels and under {ends.iloc[1]} noise: {', '.join(told)}."
 
 
-def to_imbalance(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
+def under_imbalance(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
     """Accuracy under imbalance: a panel over the factors, and one per factor with the accuracy of every class.
 
     The largest IPC and the lowest noise rate of the table are drawn. Classes are in order of their number, which in
@@ -98,8 +98,8 @@ def to_imbalance(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
         InputError: no small set in the table, several datasets or profiles, or repeated cells.
     """
     data = _under_imbalance(table, kind)
-    order = [one for one in ("full", *distillers(data), *CONTROLS[1:]) if one in set(data["method"])]
-    known = "confusion" in data and data["confusion"].map(lambda one: isinstance(one, list)).all()
+    order = [one for one in ("full", *distillers(data), *CONTROLS) if one in set(data["method"])]
+    known = all(rates_of(row) is not None for _, row in data.iterrows())
     factors = sorted(data["factor"].unique())
     panels = [None, *(factors if known else [])]
     with mpl.rc_context(STYLE):
@@ -127,7 +127,7 @@ def _under_imbalance(table: pd.DataFrame, kind: str) -> pd.DataFrame:
 
 def _look(method: str) -> dict:
     look = {"color": COLOURS.get(method, GREY), "marker": MARKERS.get(method, "o"), "markersize": 3.5}
-    return look | (FAINT if method in CONTROLS[1:] else {"linestyle": "--" if method == "full" else "-"})
+    return look | (FAINT if method in CONTROLS else {"linestyle": "--" if method == "full" else "-"})
 
 
 def _overall(ax: Axes, data: pd.DataFrame, factors: list[float]) -> None:
@@ -145,14 +145,14 @@ def _overall(ax: Axes, data: pd.DataFrame, factors: list[float]) -> None:
 
 def _by_class(ax: Axes, data: pd.DataFrame, factor: float) -> None:
     for method, rows in data.groupby("method"):
-        counts = np.sum([np.asarray(one, dtype=float) for one in rows["confusion"]], axis=0)
-        ax.plot(100 * np.diag(counts) / np.maximum(counts.sum(1), 1), **_look(method))
+        own = np.mean([np.diag(rates_of(row)) for _, row in rows.iterrows()], axis=0)
+        ax.plot(100 * own, **_look(method))
     title = "Balanced" if factor == 1 else f"Largest class {factor:g} times the smallest"
     ax.set(title=title, xlabel="Class, the largest first", ylim=(0, 102))
 
 
-def to_imbalance_alt(table: pd.DataFrame, kind: str = "symmetric") -> str:
-    """The figure of `to_imbalance` in words: accuracy of every method under each factor."""
+def under_imbalance_alt(table: pd.DataFrame, kind: str = "symmetric") -> str:
+    """The figure of `under_imbalance` in words: accuracy of every method under each factor."""
     data = _under_imbalance(table, kind)
     means = 100 * data.groupby(["method", "factor"])["accuracy_last"].mean()
     told = [

@@ -11,14 +11,14 @@ from matplotlib.text import Text
 from synthetic import RATES, records
 from test_claims_students import unbalanced
 
-from ddlnl import figures, losses
+from ddlnl import degradation, figures
 from ddlnl.errors import InputError
 
 FIGURES = [
-    pytest.param(lambda: losses.to_noise(records(ipcs=(50,))), id="noise, one IPC"),
-    pytest.param(lambda: losses.to_noise(records(methods=("dance", "datm", "rcig"))), id="noise, three IPCs"),
-    pytest.param(lambda: losses.to_imbalance(unbalanced(0.3)), id="imbalance by class"),
-    pytest.param(lambda: losses.to_imbalance(unbalanced(0.3).drop(columns="confusion")), id="imbalance alone"),
+    pytest.param(lambda: degradation.under_noise(records(ipcs=(50,))), id="noise, one IPC"),
+    pytest.param(lambda: degradation.under_noise(records(methods=("dance", "datm", "rcig"))), id="noise, three IPCs"),
+    pytest.param(lambda: degradation.under_imbalance(unbalanced(0.3)), id="imbalance by class"),
+    pytest.param(lambda: degradation.under_imbalance(unbalanced(0.3).drop(columns="confusion")), id="imbalance alone"),
     pytest.param(lambda: figures.accuracy(people(), "human"), id="labels of people, one IPC"),
     pytest.param(lambda: figures.accuracy(people((1, 10)), "human"), id="labels of people, two IPCs"),
 ]
@@ -53,7 +53,7 @@ def test_text_is_at_least_7_points_and_no_panel_or_legend_covers_another_or_leav
 
 def test_a_dot_for_every_method_and_rate_is_at_the_mean_over_seeds():
     table = records(ipcs=(50,))
-    (ax,) = losses.to_noise(table).axes
+    (ax,) = degradation.under_noise(table).axes
     drawn = np.concatenate([line.get_xdata() for line in ax.get_lines() if len(line.get_xdata()) == 1])
     points = figures.points(table)
     assert len(points) == 5 * len(RATES)
@@ -64,7 +64,7 @@ def test_a_dot_for_every_method_and_rate_is_at_the_mean_over_seeds():
 
 def test_every_class_has_its_accuracy_in_the_panel_of_its_imbalance():
     table = unbalanced(0.3)
-    overall, balanced, skewed = losses.to_imbalance(table).axes
+    overall, balanced, skewed = degradation.under_imbalance(table).axes
     assert (balanced.get_title(), skewed.get_title()) == ("Balanced", "Largest class 10 times the smallest")
     for ax, imbalance in ((balanced, "none"), (skewed, "longtail:10")):
         rows = table[(table["imbalance"] == imbalance) & (table["method"] == "dance")]
@@ -84,15 +84,15 @@ def test_labels_of_people_are_drawn_at_the_share_that_is_wrong():
 def test_the_alternative_texts_tell_the_numbers_of_the_figures():
     table = records(ipcs=(50,))
     points = figures.points(table).set_index(["method", "rate"])["last"]
-    told = losses.to_noise_alt(table)
+    told = degradation.under_noise_alt(table)
     assert told.startswith("Test accuracy under clean labels and under symmetric 0.8 noise: ")
     assert f"DANCE (IPC 50) {points['dance', 0.0]:.1f} to {points['dance', 0.8]:.1f} %" in told
     table = unbalanced(0.3)
     mean = 100 * table.query("method == 'dance' and imbalance != 'none'")["accuracy_last"].mean()
-    assert f"{mean:.1f} % at 10" in losses.to_imbalance_alt(table)
+    assert f"{mean:.1f} % at 10" in degradation.under_imbalance_alt(table)
 
 
-@pytest.mark.parametrize("draw", [losses.to_noise, losses.to_imbalance])
+@pytest.mark.parametrize("draw", [degradation.under_noise, degradation.under_imbalance])
 def test_without_small_sets_or_with_two_datasets_there_is_no_figure(draw):
     for table in (records().query("method == 'full'"), records(datasets=("digits", "cifar10"))):
         with pytest.raises(InputError, match="must hold small sets of one dataset"):
