@@ -1,5 +1,6 @@
 # make demo    one figure from nothing but Python >= 3.10 and a C++ compiler: .venv, notebook, out.html
 # make gallery every notebook in the demo profile: gallery/index.html
+# make look    every page of the gallery in headless Chromium, narrow and wide, light and dark
 # make test    the whole suite in the same environment; DDLNL_DATA=folder adds the tests on real archives
 # make lint    style of the code and the notebooks, and that the notebooks are stored without outputs
 # make sanitize  the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -17,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A kernel installed for the user must not take the place of the one in .venv.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: demo gallery test lint sanitize install install-test clean
+.PHONY: demo gallery look test lint sanitize install install-test clean
 
 demo:
 	@start=$$(date +%s) && $(MAKE) --no-print-directory install && ready=$$(date +%s) && \
@@ -29,6 +30,9 @@ demo:
 
 gallery: install
 	@$(BIN)/python -m ddlnl gallery gallery --workers 2
+
+look: gallery install-test
+	$(BIN)/python tests/browser.py gallery
 
 test: install-test
 	$(BIN)/python -m pytest

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ddlnl import robust
 from ddlnl.claims import distillers, rates_of, select
 from ddlnl.controls import METHODS as CONTROLS
 from ddlnl.errors import InputError
@@ -21,7 +22,7 @@ SHIFT = 0.11  # of a row, between noise rates
 def under_noise(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
     """Test accuracy of every method under every rate of a noise: a row per method, a dot per rate, a panel per IPC.
 
-    The grey line from the first to the last dot is what the noise costs; the full noisy set is the last row.
+    The grey line from the first to the last dot is what the noise costs; the last rows train on all images.
 
     Args:
         table: records as `ddlnl.store.table` gives them, of one dataset; accuracies after the last epoch.
@@ -32,7 +33,7 @@ def under_noise(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
     """
     data = points(table, kind)
     sizes = _sizes(data)
-    order = [one for one in (*distillers(data), *CONTROLS, "full") if one in set(data["method"])]
+    order = _order(data)
     with mpl.rc_context(STYLE | {"axes.grid.axis": "x"}):
         width = WIDTHS["page" if len(sizes) > 1 else "column"]
         figure = Figure(figsize=(width, 1.35 + 0.3 * len(order)), layout="constrained")
@@ -50,6 +51,11 @@ def under_noise(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
         ncols = 6 if len(sizes) > 1 else 2 if kind == "human" else 5
         figure.legend(handles=dots, title=rate_of(kind), loc="outside lower center", ncols=ncols)
     return figure
+
+
+def _order(data: pd.DataFrame) -> list[str]:
+    """The methods as figures list them: sets that were distilled, sets that were chosen, then all images."""
+    return [one for one in (*distillers(data), *CONTROLS, *robust.METHODS, "full") if one in set(data["method"])]
 
 
 def _sizes(data: pd.DataFrame) -> list[int]:
@@ -98,7 +104,7 @@ def under_imbalance(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
         InputError: no small set in the table, several datasets or profiles, or repeated cells.
     """
     data = _under_imbalance(table, kind)
-    order = [one for one in ("full", *distillers(data), *CONTROLS) if one in set(data["method"])]
+    order = _order(data)
     known = all(rates_of(row) is not None for _, row in data.iterrows())
     factors = sorted(data["factor"].unique())
     panels = [None, *(factors if known else [])]

@@ -10,6 +10,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from ddlnl import claims, compared, figures, stored_sets
+from ddlnl.methods import WHOLE
 from ddlnl.store import Store
 
 CELL = ["profile", "dataset", "noise", "imbalance", "method", "ipc", "seed"]
@@ -53,7 +54,7 @@ def view(table: pd.DataFrame, choice: Choice, store_dir: str | Path | None = Non
     rows = []
     for method in dict.fromkeys((choice.method, choice.beside)):
         place = {one.name: getattr(choice, one.name) for one in fields(Choice)[:4]} | {"method": method}
-        place |= {"ipc": 0 if method == "full" else choice.ipc}
+        place |= {"ipc": 0 if method in WHOLE else choice.ipc}
         here = table[(table[list(place)] == list(place.values())).all(axis=1)].sort_values("seed")
         if here.empty:
             words = [f"IPC {choice.ipc}", choice.profile, choice.dataset, choice.noise, f"imbalance {choice.imbalance}"]

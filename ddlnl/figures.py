@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy import stats
 
+from ddlnl import robust
 from ddlnl.claims import LEVEL, distillers, select
 from ddlnl.controls import METHODS as CONTROLS
 from ddlnl.errors import InputError
@@ -38,11 +39,15 @@ NAMES = {
     "random": "random images",
     "random_soft": "random, soft labels",
     "predicted": "expert-agreed images",
+    "gce": "GCE, all images",
+    "elr": "ELR, all images",
+    "coteaching": "Co-teaching, all images",
 }
 INK, GREY = "#1a1a1a", "#767676"
 # Controls are grey; seaborn's colour-blind palette is told apart under every colour vision.
 COLOURS = {"full": INK} | dict(zip(("dance", "datm", "rcig"), sns.color_palette("colorblind").as_hex(), strict=False))
 MARKERS = {"full": "D", "random": "v", "random_soft": "^", "predicted": "s"}  # distilled sets are circles
+MARKERS |= dict.fromkeys(robust.METHODS, "D")
 RATES = mpl.colors.LinearSegmentedColormap.from_list(
     "rates", [(0, "#000000"), (0.2, "#3b3fbf"), (0.4, "#b0399a"), (0.6, "#e0603a"), (0.8, "#dc9600"), (1, "#8a8a00")]
 )
@@ -131,7 +136,7 @@ def accuracy(
     """
     if width not in (None, *WIDTHS):
         raise InputError(f"The width {width!r} is unknown; it may be {' or '.join(WIDTHS)}.")
-    data = points(table, kind)
+    data = points(table[~table["method"].isin(robust.METHODS)], kind)
     methods = distillers(data)
     if not methods:
         raise InputError(f"There is nothing to draw: the table holds no distilled set under {kind} noise.")

@@ -60,8 +60,8 @@ def build(
 ) -> Path:
     """Run every notebook of a folder, finished cells from the store, and write pages, figures and the index.
 
-    OUT_DIR gets <notebook>.html, the executed <notebook>.ipynb, figures/<notebook>-<number>.svg and .pdf, and
-    index.html, whose path is returned. A page needs no other file.
+    OUT_DIR gets <notebook>.html, the executed <notebook>.ipynb, figures/<notebook>-<number>.svg and .pdf, what a
+    notebook writes in <notebook>/, and index.html, whose path is returned. A page needs no other file.
 
     Args:
         notebooks: a folder; None takes that of the checkout.
@@ -81,7 +81,8 @@ def build(
     cards = []
     for stem in order:
         started = time.monotonic()
-        _run(found[stem], out, {"store_dir": store_dir, "workers": workers} | SHELF.get(stem, {}) | dict(given or {}))
+        usual = {"store_dir": store_dir, "workers": workers, "out_dir": out / stem}
+        _run(found[stem], out, usual | SHELF.get(stem, {}) | dict(given or {}))
         cards.append(_page(out, stem))
         print(f"{stem}: {time.monotonic() - started:.0f} s", flush=True)
     with replacing(out / "index.html") as file:

@@ -1,4 +1,7 @@
-"""A page in headless Chromium, over its debugging protocol: what it logs, what it asks the network for, how it fits."""
+"""A page in headless Chromium, over its debugging protocol: what it logs, what it asks the network for, how it fits.
+
+`python tests/browser.py FOLDER` looks at every page of a folder.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import contextlib
 import json
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +74,25 @@ class Page:
         return self.call("Runtime.evaluate", expression=LOOK, returnByValue=True)["result"]["value"]
 
 
+def faults(tab: Page, path: Path) -> list[str]:
+    """What is wrong with a page that must work offline, at 400 and 1400 pixels, in light and dark; [] for nothing."""
+    found, colours = [], set()
+    for width in (400, 1400):
+        for scheme in ("light", "dark"):
+            seen = tab.open(path, width, scheme)
+            outside = [url for url in tab.requests if not url.startswith(("data:", path.resolve().as_uri()))]
+            wrong = {
+                "is wider than the window": seen["wide"] > seen["shown"] or seen["shown"] != width,
+                "has an image without alternative text": seen["nameless"],
+                "has an image that is not shown": seen["broken"],
+                f"complains: {tab.complaints}": tab.complaints,
+                f"asks for {outside}": outside,
+            }
+            found += [f"{path.name} at {width} pixels in {scheme} {what}" for what, true in wrong.items() if true]
+            colours.add(seen["page"])
+    return found if len(colours) == 2 else [*found, f"{path.name} looks the same in light and dark"]
+
+
 @contextlib.contextmanager
 def chromium(folder: Path) -> Iterator[Page]:
     """A browser whose profile is an empty folder; it ends with the block."""
@@ -78,7 +102,9 @@ def chromium(folder: Path) -> Iterator[Page]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        yield _first_tab(_port(folder, process))
+        tab = _first_tab(_port(folder, process))
+        with contextlib.closing(tab.socket):
+            yield tab
     finally:
         process.terminate()
         process.wait(PATIENCE)
@@ -97,3 +123,16 @@ def _first_tab(port: int) -> Page:
     with urlopen(f"http://127.0.0.1:{port}/json", timeout=PATIENCE) as answer:
         tabs = json.load(answer)
     return Page(next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"))
+
+
+def main(folder: str) -> None:
+    """Look at every page of a folder, and end with the exit code 1 where something is wrong."""
+    pages = sorted(Path(folder).glob("*.html"))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, chromium(Path(profile)) as tab:
+        found = [fault for page in pages for fault in faults(tab, page)]
+    print("\n".join(found) or f"{len(pages)} pages: nothing is wrong.")
+    sys.exit(bool(found) or not pages)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
