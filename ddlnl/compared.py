@@ -31,11 +31,11 @@ def cells(rows: pd.DataFrame, sets: Sequence[DistilledSet | None]) -> Figure:
     accuracy at each test point, mean and range over students; test accuracy of each class, all students together.
 
     Args:
-        rows: one or more records as `ddlnl.store.table` gives them, of one dataset.
+        rows: one or more records as `ddlnl.store.table` gives them, of one dataset, noise, profile and seed.
         sets: the distilled set of each record, None where there is none.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTHS["page"], 0.2 + HEIGHT * len(rows)), layout="constrained")
+        figure = Figure(figsize=(WIDTHS["page"], 0.4 + HEIGHT * len(rows)), layout="constrained")
         axes = figure.subplots(len(rows), len(HEADS), squeeze=False)
         for panels, (_, row), small in zip(axes, rows.iterrows(), sets, strict=True):
             _images(panels[0], small)
@@ -47,7 +47,16 @@ def cells(rows: pd.DataFrame, sets: Sequence[DistilledSet | None]) -> Figure:
             ax.set_title(head)
         for column in (2, 3):
             _share_scale(axes[:, column])
+        figure.suptitle(condition(rows.iloc[0]), x=0.01, ha="left", fontsize=STYLE["axes.titlesize"])
     return figure
+
+
+def condition(row: pd.Series) -> str:
+    """What the cells have in common: dataset, noise with the share of wrong labels, profile and seed."""
+    imbalance = "" if row["imbalance"] == "none" else f", {row['imbalance'].replace(':', ' ')}"
+    wrong = "" if row["noise"] == "clean" else f" ({100 * row['realised_rate']:.1f} % wrong)"
+    noise = row["noise"].replace(":", " ") + wrong
+    return f"{name(row['dataset'])}{imbalance}, {noise}, profile {row['profile']}, seed {row['seed']}"
 
 
 def heading(row: pd.Series) -> str:
@@ -75,7 +84,7 @@ def _images(ax: Axes, small: DistilledSet | None) -> None:
         top, left = 1.08 * (place // ACROSS), 1.08 * (place % ACROSS)
         extent = (left, left + 1, top + 1, top)
         ax.imshow(picture, extent=extent, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    ax.set(xlim=(0, 1.08 * ACROSS), ylim=(1.08 * -(-len(pictures) // ACROSS), 0))
+    ax.set(xlim=(0, 1.08 * ACROSS), ylim=(1.08 * -(-len(pictures) // ACROSS), 0), anchor="N")
     ax.grid(visible=False)
     _bare(ax)
 
@@ -91,7 +100,7 @@ def _labels(ax: Axes, small: DistilledSet | None) -> None:
     else:
         ax.imshow(np.sqrt(mass), cmap=SHADES, vmin=0, vmax=1, interpolation="nearest")
     ax.grid(visible=False)
-    ax.set(xticks=[], yticks=[], xlabel="label", ylabel="class of the image")
+    ax.set(xticks=[], yticks=[], xlabel="label", ylabel="class of the image", anchor="N")
 
 
 def _learning(ax: Axes, row: pd.Series) -> None:
@@ -99,7 +108,7 @@ def _learning(ax: Axes, row: pd.Series) -> None:
     students, shade = 100 * np.array(curves["test"]), COLOURS.get(row["method"], GREY)
     ax.plot(curves["epochs"], students.mean(0), color=shade, marker="o", markersize=3)
     ax.fill_between(curves["epochs"], students.min(0), students.max(0), color=shade, alpha=0.2, linewidth=0)
-    ax.set(xlabel="epochs or steps")
+    ax.set(xlabel="epochs or steps", xlim=(0, 1.05 * curves["epochs"][-1]))
 
 
 def _classes(ax: Axes, row: pd.Series) -> None:
@@ -121,7 +130,7 @@ def _share_scale(axes: Sequence[Axes]) -> None:
 
 def alt_text(rows: pd.DataFrame) -> str:
     """The figure of `cells` in words: accuracies of every cell, over all classes and in the best and the worst one."""
-    return ". ".join(_told(row) for _, row in rows.iterrows()) + "."
+    return ". ".join([condition(rows.iloc[0]), *(_told(row) for _, row in rows.iterrows())]) + "."
 
 
 def _told(row: pd.Series) -> str:

@@ -13,7 +13,20 @@ from ddlnl import robust
 from ddlnl.claims import distillers, rates_of, select
 from ddlnl.controls import METHODS as CONTROLS
 from ddlnl.errors import InputError
-from ddlnl.figures import COLOURS, FAINT, GREY, MARKERS, STYLE, WIDTHS, colour, condition, name, points, rate_of
+from ddlnl.figures import (
+    COLOURS,
+    FAINT,
+    GREY,
+    MARKERS,
+    STYLE,
+    WIDTHS,
+    colour,
+    condition,
+    error_note,
+    name,
+    points,
+    rate_of,
+)
 
 DOTS = {"markersize": 4.5, "elinewidth": 0.8, "linestyle": "none"}
 SHIFT = 0.11  # of a row, between noise rates
@@ -36,20 +49,22 @@ def under_noise(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
     order = _order(data)
     with mpl.rc_context(STYLE | {"axes.grid.axis": "x"}):
         width = WIDTHS["page" if len(sizes) > 1 else "column"]
-        figure = Figure(figsize=(width, 1.35 + 0.3 * len(order)), layout="constrained")
-        axes = figure.subplots(1, len(sizes), sharey=True, squeeze=False)
+        figure = Figure(figsize=(width, 1.5 + 0.3 * len(order)), layout="constrained")
+        axes = figure.subplots(1, len(sizes), sharex=True, sharey=True, squeeze=False)
         for ax, ipc in zip(axes.flat, sizes, strict=True):
             here = data[data["ipc"].isin([0, ipc])]
             _strip(ax, here, order)
-            ax.set(title=f"{name(here['dataset'].iloc[0])}, IPC {ipc}", ylim=(len(order) - 0.5, -0.5))
+            title = f"{name(here['dataset'].iloc[0])}, IPC {ipc}"
+            ax.set(title=title, xlabel="Test accuracy (%)", ylim=(len(order) - 0.5, -0.5))
             ax.set_yticks(range(len(order)), [name(method) for method in order])
             ax.tick_params(axis="y", length=0)
-        figure.supxlabel("Test accuracy (%)", fontsize=STYLE["axes.labelsize"])
         rates = data[["rate", "noise"]].drop_duplicates().sort_values("rate").itertuples(index=False)
         told = [(colour(rate), condition(rate, spec)) for rate, spec in rates]
         dots = [Line2D([], [], marker="o", linestyle="none", color=shade, label=label) for shade, label in told]
         ncols = 6 if len(sizes) > 1 else 2 if kind == "human" else 5
-        figure.legend(handles=dots, title=rate_of(kind), loc="outside lower center", ncols=ncols)
+        title = f"{rate_of(kind)}\n{error_note(data)}"
+        legend = figure.legend(handles=dots, title=title, loc="outside lower center", ncols=ncols)
+        legend.get_title().set_multialignment("center")
     return figure
 
 
@@ -153,8 +168,9 @@ def _by_class(ax: Axes, data: pd.DataFrame, factor: float) -> None:
     for method, rows in data.groupby("method"):
         own = np.mean([np.diag(rates_of(row)) for _, row in rows.iterrows()], axis=0)
         ax.plot(100 * own, **_look(method))
-    title = "Balanced" if factor == 1 else f"Largest class {factor:g} times the smallest"
+    title = "Balanced" if factor == 1 else f"Imbalance factor {factor:g}"
     ax.set(title=title, xlabel="Class, the largest first", ylim=(0, 102))
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
 
 
 def under_imbalance_alt(table: pd.DataFrame, kind: str = "symmetric") -> str:

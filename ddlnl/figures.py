@@ -247,7 +247,7 @@ def _legends(figure: Figure, data: pd.DataFrame, facts: pd.DataFrame, rates_titl
             handles.append(Line2D([], [], color=GREY, marker=MARKERS[control], label=name(control), **FAINT))
     if len(facts):
         handles.append(Line2D([], [], color=INK, marker="o", label="published, clean labels", **HOLLOW))
-    note, columns = _error_note(data), 2 if figure.get_figwidth() < 5 else 4
+    note, columns = error_note(data), 2 if figure.get_figwidth() < 5 else 4
     figure.legend(handles=handles, title=note, loc="outside lower center", ncols=columns, columnspacing=1.2)
     if over_ipc:
         rates = data[["rate", "noise"]].drop_duplicates().sort_values("rate").itertuples(index=False)
@@ -262,7 +262,8 @@ def condition(rate: float, noise: str) -> str:
     return f"{value}, {rate:.2g}" if kind == "human" else value or noise
 
 
-def _error_note(data: pd.DataFrame) -> str:
+def error_note(data: pd.DataFrame) -> str:
+    """What the error bars of `points` are, for a legend."""
     notes = []
     for unit, note in (("seeds", "95 % interval over {} seeds"), ("students", "std over {} students, one seed")):
         counts = data.loc[data["error_of"] == unit, unit] if unit in set(data["error_of"]) else []

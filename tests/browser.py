@@ -127,6 +127,8 @@ def _first_tab(port: int) -> Page:
 
 def main(folder: str) -> None:
     """Look at every page of a folder, and end with the exit code 1 where something is wrong."""
+    if BROWSER is None:
+        sys.exit("No Chromium is installed; install chromium or google-chrome to look at pages.")
     pages = sorted(Path(folder).glob("*.html"))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, chromium(Path(profile)) as tab:
         found = [fault for page in pages for fault in faults(tab, page)]

@@ -42,7 +42,7 @@ def test_text_is_at_least_7_points_and_no_panel_or_legend_covers_another_or_leav
         assert text.get_fontsize() >= 7
     page = figure.bbox
     boxes = [ax.get_tightbbox() for ax in figure.axes if ax.axison] + [
-        one.get_window_extent() for one in figure.legends
+        one.get_window_extent() for one in (*figure.legends, *figure.texts)
     ]
     for box in boxes:
         assert page.x0 - 1 <= box.x0 < box.x1 <= page.x1 + 1
@@ -74,7 +74,7 @@ def test_methods_that_learn_with_noise_stand_beside_the_full_set_and_are_no_dist
 def test_every_class_has_its_accuracy_in_the_panel_of_its_imbalance():
     table = unbalanced(0.3)
     overall, balanced, skewed = degradation.under_imbalance(table).axes
-    assert (balanced.get_title(), skewed.get_title()) == ("Balanced", "Largest class 10 times the smallest")
+    assert (balanced.get_title(), skewed.get_title()) == ("Balanced", "Imbalance factor 10")
     for ax, imbalance in ((balanced, "none"), (skewed, "longtail:10")):
         rows = table[(table["imbalance"] == imbalance) & (table["method"] == "dance")]
         counts = np.sum(rows["confusion"].tolist(), axis=0)
