@@ -28,7 +28,7 @@ SHELF: dict[str, dict] = {  # the order of the index, and what makes the demo pr
     "fig2_symmetric": SMALL,
     "fig3_images": {"rates": [0.4]},
     "fig4_asymmetric": SMALL,
-    "fig5_cifar_n": SMALL,
+    "fig5_cifar_n": {"ipc": 10},
     "longtail": {},
     "controls": SMALL,
     "your_data": {},
@@ -47,7 +47,7 @@ class Card:
     claim: str
     image: str | None
     alt: str
-    sentences: tuple[tuple[str | None, str], ...]
+    sentences: tuple[tuple[str, str], ...]
     files: tuple[str, ...]
 
 
@@ -101,13 +101,10 @@ def _page(out: Path, stem: str) -> Card:
     """The page and the figures of an executed notebook, and what the index says about it."""
     notebook = export.read(out / f"{stem}.ipynb")
     files = tuple(path.relative_to(out).as_posix() for path in export.figures(notebook, out / "figures" / stem))
-    export.export(out / f"{stem}.ipynb", out / f"{stem}.html", (("All figures", "index.html"), *_links(files)))
+    links = [("All figures", "index.html"), *((Path(file).name, file) for file in files)]
+    export.export(out / f"{stem}.ipynb", out / f"{stem}.html", links)
     image, alt = _first_image(notebook)
     return Card(stem, export.title(notebook, stem), _claim(notebook), image, alt, _sentences(notebook), files)
-
-
-def _links(files: tuple[str, ...]) -> list[tuple[str, str]]:
-    return [(Path(file).name, file) for file in files]
 
 
 def _claim(notebook: nbformat.NotebookNode) -> str:
@@ -121,16 +118,10 @@ def _outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [output for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]
 
 
-def _sentences(notebook: nbformat.NotebookNode) -> tuple[tuple[str | None, str], ...]:
-    """(verdict or None, sentence) of every claim that the notebook shows."""
-    found = []
-    for output in _outputs(notebook):
-        told = output.data.get(MIME, {})
-        if "sentences" in told:
-            found += [(one["verdict"], one["text"]) for one in told["sentences"]]
-        elif told:
-            found += [(None, line) for line in told["headline"].splitlines()]
-    return tuple(found)
+def _sentences(notebook: nbformat.NotebookNode) -> tuple[tuple[str, str], ...]:
+    """(verdict, sentence) of every claim that the notebook shows."""
+    told = [output.data[MIME]["sentences"] for output in _outputs(notebook) if MIME in output.data]
+    return tuple((one["verdict"], one["text"]) for sentences in told for one in sentences)
 
 
 def _first_image(notebook: nbformat.NotebookNode) -> tuple[str | None, str]:
