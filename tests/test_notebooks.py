@@ -7,6 +7,7 @@ from pathlib import Path
 
 import papermill
 import pytest
+from browser import BROWSER, chromium, faults
 
 from ddlnl import export, robust, store
 from ddlnl.methods import CONTROLS
@@ -38,6 +39,13 @@ def test_figure_2_runs_on_the_embedded_dataset_and_becomes_a_page(place, first):
     assert 'alt="Test accuracy' in page
     assert "Does matching improve on its own initial set?" in page
     assert "Where the numbers come from" in page
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed, so no page is opened in a real browser")
+def test_the_page_of_figure_2_is_whole_in_a_real_browser(place, first, tmp_path):
+    page = export.export(first, place / "first.html")
+    with chromium(tmp_path) as tab:
+        assert faults(tab, page) == []
 
 
 def test_a_second_run_of_figure_2_reads_everything_from_the_store(place, first):
