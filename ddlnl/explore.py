@@ -10,6 +10,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from ddlnl import claims, compared, figures, stored_sets
+from ddlnl.distilled import DistilledSet
 from ddlnl.methods import WHOLE
 from ddlnl.store import Store
 
@@ -66,7 +67,7 @@ def view(table: pd.DataFrame, choice: Choice, store_dir: str | Path | None = Non
     figures.show(compared.cells(shown, sets), compared.alt_text(shown))
 
 
-def _set_of(row: pd.Series, store: Store):
+def _set_of(row: pd.Series, store: Store) -> DistilledSet | None:
     """The distilled set of a record, None where it made none or the store does not have it."""
     name = row["parents"].get("set")
     return stored_sets.read(store, name) if name else None
