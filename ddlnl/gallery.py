@@ -24,7 +24,7 @@ from ddlnl.files import replacing
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 SMALL = {"ipc": 10, "rates": [0.0, 0.4, 0.8]}
 SHELF: dict[str, dict] = {  # the order of the index, and what makes the demo profile small; other notebooks come last
-    "fig1_overview": {"ipc": 10, "rates": [0.4]},
+    "fig1_overview": {},
     "fig2_symmetric": SMALL,
     "fig3_images": {"rates": [0.4]},
     "fig4_asymmetric": SMALL,
