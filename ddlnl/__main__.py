@@ -1,5 +1,6 @@
-"""The command line: `data ...` brings data to where the package looks for it and reads released distilled sets,
-`export` and `summary` read notebooks and `gallery` runs them, `denoise` looks for label errors in images of your own.
+"""The command line: `study` computes the cells of a grid, `bench` measures the compiled core, `doctor` examines the
+installation, `data ...` brings data to where the package looks for it and reads released distilled sets, `export` and
+`summary` read notebooks and `gallery` runs them, `denoise` looks for label errors in images of your own.
 
 What cannot be done is said in one sentence on standard error, and the exit code is 2.
 """
@@ -7,9 +8,11 @@ What cannot be done is said in one sentence on standard error, and the exit code
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Sequence
 
-from ddlnl import datasets, denoise, export, human_labels, released, sources
+from ddlnl import datasets, denoise, doctor, engines, export, human_labels, methods, profiles, released, sources, study
+from ddlnl.bench import __main__ as bench
 from ddlnl.errors import InputError
 
 
@@ -26,6 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m ddlnl", description="What the package does from the command line.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_study(commands)
+    speed = commands.add_parser("bench", help="measure the compiled core against plain PyTorch", add_help=False)
+    speed.add_argument("options", nargs=argparse.REMAINDER)
+    speed.set_defaults(run=lambda options: bench.main(options.options))
+    health = commands.add_parser("doctor", help="what is installed and found, and what to do about each problem")
+    _add_places(health)
+    health.set_defaults(run=_examine)
     data = commands.add_parser("data", help="download and import datasets and human labels")
     _add_data_commands(data.add_subparsers(required=True, metavar="COMMAND"))
     page = commands.add_parser("export", help="write an executed notebook as one HTML page that works offline")
@@ -43,6 +53,50 @@ def _parser() -> argparse.ArgumentParser:
     line.set_defaults(run=lambda options: print(export.summary(options.notebook)))
     _add_denoise(commands)
     return parser
+
+
+def _add_places(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data-dir", metavar="D", help="where archives are (default: $DDLNL_DATA, else user's cache)")
+    command.add_argument("--store-dir", metavar="D", help="where records go (default: $DDLNL_STORE, else user's data)")
+
+
+def _add_study(commands: argparse._SubParsersAction) -> None:
+    purpose = "compute the cells of a grid, as a notebook would; finished ones come from the store"
+    command = commands.add_parser("study", help=purpose, description=purpose)
+    grid = command.add_argument_group("the grid; what is not given comes from the profile")
+    grid.add_argument("--profile", default="demo", help=f"{', '.join(profiles.PROFILES)} (default: %(default)s)")
+    grid.add_argument("--dataset", help=f"{', '.join(datasets.NAMES)}, or a path to an .npz archive")
+    usual = methods.DISTILLERS + methods.CONTROLS
+    told = f"{', '.join(methods.METHODS)} (default: {', '.join(usual)})"
+    grid.add_argument("--methods", nargs="+", default=usual, metavar="M", help=told)
+    grid.add_argument("--rates", nargs="+", type=float, metavar="R", help="rates of symmetric noise")
+    grid.add_argument("--noises", nargs="+", metavar="N", help="noises by name, such as asymmetric:0.4 human:worst")
+    grid.add_argument("--imbalance", default="none", help="none, longtail:F or step:F (default: %(default)s)")
+    grid.add_argument("--ipcs", nargs="+", type=int, metavar="I", help="distilled images per class")
+    grid.add_argument("--seeds", type=int, help="how many seeds")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: %(default)s)")
+    command.add_argument("--workers", type=int, default=1, help="processes or jobs side by side (default: %(default)s)")
+    command.add_argument("--engine", default="local", help=f"{' or '.join(engines.ENGINES)} (default: %(default)s)")
+    _add_places(command)
+    command.set_defaults(run=_study)
+
+
+def _study(options: argparse.Namespace) -> None:
+    chosen = {name: getattr(options, name) for name in inspect.signature(study.grid).parameters}
+    how = {name: getattr(options, name) for name in ("store_dir", "data_dir", "device", "workers", "engine")}
+    table = study.run(study.grid(**chosen), **how)
+    shown = ["noise", "imbalance", "method", "ipc", "seed", "accuracy_last", "std_last", "seconds"]
+    print(table[shown].to_string(index=False, float_format="{:.3f}".format))
+
+
+def _examine(options: argparse.Namespace) -> None:
+    problems = 0
+    for finding in doctor.examine(options.data_dir, options.store_dir):
+        print(finding, flush=True)
+        problems += bool(finding.advice)
+    if problems:
+        raise InputError(f"{problems} of these are problems; what to do is said below each.")
+    print("Nothing is wrong.")
 
 
 def _add_data_commands(commands: argparse._SubParsersAction) -> None:

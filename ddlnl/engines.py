@@ -1,24 +1,33 @@
-"""Where cells are computed: in this process, in several local ones, or on a Slurm cluster through submitit."""
+"""Where cells are computed: in this process, in several local ones, or as jobs of a Slurm cluster.
+
+A process that dies under a cell (killed, out of memory, a lost node) costs a study time and nothing else: another one
+goes on from the store. A cell that fails ends the study and is named.
+"""
 
 from __future__ import annotations
 
-import concurrent.futures.process
+import concurrent.futures
 import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from ddlnl import slurm
 from ddlnl.cells import Cell, run_cell
 from ddlnl.errors import InputError
 from ddlnl.methods import check
 from ddlnl.store import Store
 
-ENGINES = ("local", "submitit")
+ENGINES = ("local", "slurm")
+ROUNDS = 3  # so many rounds in which processes died and no cell was finished end a study
 
 
 def run(
@@ -26,11 +35,33 @@ def run(
 ) -> None:
     """Compute every cell into the store at `root`; the first failure ends the run and names its cell."""
     check(engine, ENGINES, "engine")
-    start = {"local": _processes if workers > 1 else _inline, "submitit": _submitit}[engine]
+    root = root.absolute()
+    compute = partial(_compute, root=root, data_dir=data_dir, device=device)
+    start = {"local": _pool if workers > 1 else _inline, "slurm": partial(slurm.jobs, root=root, device=device)}[engine]
     with tqdm(total=len(cells), unit="cell", disable=not progress or not cells, file=sys.stderr) as bar:
-        for cell in start(cells, root, data_dir, device, workers):
+        for cell in _rounds(cells, partial(start, compute=compute, workers=workers)):
             bar.set_postfix_str(str(cell))
             bar.update()
+
+
+def _rounds(cells: list[Cell], start: Callable[[list[Cell]], Iterator[Cell]]) -> Iterator[Cell]:
+    """Yield each cell as it is finished; `start` leaves out those whose process died, which begin another round."""
+    left, fruitless = list(cells), 0
+    while left:
+        count = len(left)
+        for cell in start(list(left)):
+            left.remove(cell)
+            yield cell
+        fruitless = fruitless + 1 if len(left) == count else 0
+        if fruitless == ROUNDS:
+            raise RuntimeError(
+                f"{ROUNDS} times in a row processes died before a cell was finished, perhaps for lack of memory; fewer "
+                f"workers may help. {count} cells are left, among them: {left[0]}."
+            )
+        if left:
+            warnings.warn(
+                f"A process died that computed a cell; the {len(left)} cells left go on from the store.", stacklevel=2
+            )
 
 
 def _compute(cell: Cell, root: Path, data_dir: str | Path | None, device: str) -> None:
@@ -42,25 +73,25 @@ def _compute(cell: Cell, root: Path, data_dir: str | Path | None, device: str) -
         raise RuntimeError(f"The cell ({cell}) failed: {error}") from error
 
 
-def _inline(cells, root, data_dir, device, workers) -> Iterator[Cell]:
+def _inline(cells: list[Cell], compute: Callable[[Cell], None], workers: int) -> Iterator[Cell]:
     for cell in cells:
-        _compute(cell, root, data_dir, device)
+        compute(cell)
         yield cell
 
 
-def _processes(cells, root, data_dir, device, workers) -> Iterator[Cell]:
+def _pool(cells: list[Cell], compute: Callable[[Cell], None], workers: int) -> Iterator[Cell]:
     threads = max(1, torch.get_num_threads() // workers)
     # Not fork: torch's threads do not survive it, CUDA refuses it.
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(threads,)
     )
     try:
-        futures = {pool.submit(_compute, cell, root, data_dir, device): cell for cell in cells}
+        futures = {pool.submit(compute, cell): cell for cell in cells}
         for future in concurrent.futures.as_completed(futures):
             future.result()
             yield futures[future]
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise RuntimeError("A worker process died, perhaps for lack of memory; fewer workers may help.") from error
+    except BrokenProcessPool:
+        return
     finally:
         for worker in list((pool._processes or {}).values()):  # a failure need not wait for the cells under way
             worker.terminate()
@@ -75,19 +106,3 @@ def _start_worker(threads: int) -> None:
         os._exit(1)  # the parent was killed: do not go on computing unseen
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _submitit(cells, root, data_dir, device, workers) -> Iterator[Cell]:
-    try:
-        import submitit
-    except ImportError as error:
-        raise InputError(
-            "The engine 'submitit' needs the package submitit; install it with `pip install submitit`."
-        ) from error
-    executor = submitit.AutoExecutor(folder=root / "submitit")
-    executor.update_parameters(slurm_array_parallelism=workers, gpus_per_node=1, timeout_min=24 * 60, name="ddlnl")
-    with executor.batch():
-        jobs = [executor.submit(_compute, cell, root, data_dir, device) for cell in cells]
-    for job, cell in zip(jobs, cells, strict=True):
-        job.result()
-        yield cell

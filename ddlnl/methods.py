@@ -28,7 +28,7 @@ ALGORITHM = 3
 DISTILLERS = ("dance", "datm", "rcig")
 CONTROLS = ("full", *controls.METHODS)
 WHOLE = ("full", *robust.METHODS)  # train on all images, so they have no IPC and make no set
-METHODS = DISTILLERS + CONTROLS + tuple(robust.METHODS)
+METHODS = DISTILLERS + CONTROLS + robust.METHODS
 WITH_EXPERTS = ("dance", "random_soft", "predicted")  # those of DANCE; DATM has trajectories, RCIG none
 
 

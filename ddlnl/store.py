@@ -107,7 +107,7 @@ class Store:
         if not path.exists():
             return None
         try:
-            whole = _read_record(path)
+            whole = read_record(path)
         except DamagedError as error:
             self._set_aside(path, error)
             return None
@@ -207,7 +207,8 @@ class Progress:
         self.started += time.monotonic() - began
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """{"format", "digest", "body"} of a record of any format; raises `DamagedError` if it is not as it was written."""
     try:
         whole = json.loads(path.read_text())
         text = json.dumps(whole["body"], sort_keys=True)

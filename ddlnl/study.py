@@ -73,8 +73,8 @@ def run(
 ) -> pd.DataFrame:
     """One row per cell, in the order of `cells`; finished cells come from the store, others are computed.
 
-    workers: processes that compute cells side by side. engine: "local", or "submitit" for a Slurm cluster. Everything
-    that can be refused is refused before the first cell starts, with `InputError`.
+    workers: processes that compute cells side by side. engine: "local", or "slurm" for a cluster (`ddlnl.slurm`). What
+    can be refused is refused before the first cell starts, with `InputError`.
     """
     cells = list(dict.fromkeys(cells))
     if not is_whole(workers) or workers < 1:

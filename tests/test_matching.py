@@ -56,9 +56,15 @@ class Case:
 
 
 def make(
-    steps: int = 5, batch: int = 6, width: int = 6, size: int = 10, step_size: float = 0.3, dsa: bool = True
+    steps: int = 5,
+    batch: int = 6,
+    width: int = 6,
+    size: int = 10,
+    step_size: float = 0.3,
+    dsa: bool = True,
+    seed: int = 0,
 ) -> Case:
-    source = generator(0, "matching", steps, batch, width, size)
+    source = generator(seed, "matching", steps, batch, width, size)
 
     def normal(*shape):
         return torch.randn(shape, generator=source, dtype=torch.float64)
@@ -144,17 +150,30 @@ def test_the_modes_agree_on_a_single_step():
     assert max(distances(case.run(mode="tesla"), case.run())) < 1e-14
 
 
+def off_from_float64(case: Case, mode: str) -> float:
+    """The largest relative distance of a float32 result from the float64 one."""
+    found = case.to(torch.float32).run(mode=mode)
+    assert {one.dtype for one in found} == {torch.float32}
+    return max(distances(found, case.run(mode=mode)))
+
+
 @pytest.mark.parametrize("mode", ["exact", "tesla"])
-def test_twenty_steps_in_float32_keep_four_digits(mode):
-    """Away from the kink of ReLU: a unit that rounding moves across it makes more of a difference than all the rest."""
+def test_twenty_steps_in_float32_keep_five_digits(mode):
+    """The median of five students: a unit that rounding moves across ReLU's kink costs one of them more."""
+    off = [
+        off_from_float64(make(steps=20, batch=10, width=16, size=16, step_size=0.02, seed=s), mode) for s in range(5)
+    ]
+    assert sorted(off)[2] < 1e-5, off
+
+
+@pytest.mark.parametrize("mode", ["exact", "tesla"])
+def test_no_student_loses_digits_in_float32_away_from_the_kink_of_relu(mode):
     case = make(steps=20, batch=10, width=64, size=16, step_size=0.01)
     named = unflatten(case.start, case.network)  # views
     for block in (1, 3):
         named[f"blocks.{block}.weight"].fill_(0.1)
         named[f"blocks.{block}.bias"].copy_(torch.tensor([1.0, -1]).repeat(32))
-    found = case.to(torch.float32).run(mode=mode)
-    assert {one.dtype for one in found} == {torch.float32}
-    assert max(distances(found, case.run(mode=mode))) < 1e-4
+    assert off_from_float64(case, mode) < 1e-4
 
 
 def test_only_tf32_lets_convolutions_round_and_what_was_set_before_comes_back(monkeypatch):

@@ -52,7 +52,7 @@ REFUSED = [
     ({"store_dir": 3}, "'store_dir' is 3, and it must be text"),
     ({"workers": "2"}, "'workers' is '2', and it must be a whole number"),
     ({"workers": None}, "'workers' is None"),
-    ({"engine": "slurm"}, "The engine 'slurm' is unknown; allowed are local, submitit"),
+    ({"engine": "slrum"}, "The engine 'slrum' is unknown; allowed are local, slurm"),
     ({"engine": True}, "'engine' is True, and it must be text"),
 ]
 

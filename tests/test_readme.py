@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pandas as pd
-
 from ddlnl import claims, gains, store
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +19,9 @@ def test_the_differences_and_intervals_of_the_readme_are_those_of_its_records():
     for _, rows in last.groupby("method"):
         assert sorted(rows["rate"]) == [0, 0.4, 0.8]
     assert set(last["method"]) == {"dance", "datm"}
-    assert set(last["verdict"]) == {"does not hold"}
+    assert set(last.query("method == 'dance'")["verdict"]) == {"does not hold"}
+    assert set(last.query("method == 'datm' and rate > 0")["verdict"]) == {"not enough data"}
+    assert (last["difference"] < 0).all()
     for row in last.itertuples():
         assert f"{-row.difference:.1f} points [{-row.high:.1f}, {-row.low:.1f}]" in WORDS
 
@@ -43,9 +43,10 @@ def test_the_losses_to_noise_of_the_readme_are_those_of_its_records():
     assert (
         "DANCE's images lose {} points, random ones {}, those with soft labels {} and DATM's {}".format(*lost) in WORDS
     )
-    lost = [loss("dance", 50), loss("random", 50), loss("full", 0), loss("predicted", 50)]
+    lost = [loss(*one) for one in (("dance", 50), ("random", 50), ("datm", 50), ("full", 0), ("predicted", 50))]
     assert (
-        "DANCE's lose {} against {}, the whole set loses {}, and images that an expert agrees with {}.".format(*lost)
+        "DANCE's lose {} against {}, DATM's {}, the whole set loses {}, and images that an expert agrees with {}."
+        "".format(*lost)
         in WORDS
     )
 
@@ -60,18 +61,16 @@ def test_what_the_readme_says_that_matching_adds_is_in_its_records():
 
 
 def test_the_comparison_at_80_percent_noise_in_the_readme_is_that_of_its_records():
-    accuracy = TABLE.query("noise == 'symmetric:0.8'").set_index(["method", "ipc"])["accuracy_last"]
-    assert accuracy["predicted", 50] > accuracy[["dance", "datm"]].max() + 0.02
-    assert abs(accuracy["predicted", 50] - accuracy["full", 0]) < 0.01
-
-
-def test_the_records_of_dance_and_the_controls_were_computed_within_half_an_hour_of_each_other():
-    finished = pd.to_datetime(TABLE.query("method != 'datm'")["finished"])
-    assert finished.max() - finished.min() < pd.Timedelta(minutes=30)
+    accuracy = 100 * TABLE.query("noise == 'symmetric:0.8'").set_index(["method", "ipc"])["accuracy_last"]
+    best = accuracy[["dance", "datm"]].max()
+    assert (
+        f"50 of those agreed images per class give {accuracy['predicted', 50]:.1f} %, the best distilled set "
+        f"{best:.1f} % and the whole set {accuracy['full', 0]:.1f} %." in WORDS
+    )
 
 
 def test_every_cell_of_the_figure_has_one_record_and_every_linked_file_is_there():
-    assert len(TABLE) == 3 * (1 + 3 * 5) - 1  # DATM at 80 % with 50 images per class was not run, as the README says
+    assert len(TABLE) == 3 * (1 + 3 * 5)
     assert not TABLE.duplicated(["noise", "method", "ipc", "seed"]).any()
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         assert link.startswith("http") or (ROOT / link).exists(), link

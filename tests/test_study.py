@@ -272,7 +272,7 @@ def test_an_impossible_grid_is_refused_with_one_sentence(arguments, sentence):
         ({"noises": ["human:worst"]}, {}, "human"),
         ({}, {"device": "cuda:77"}, "cannot be used"),
         ({}, {"workers": 0}, "at least 1"),
-        ({}, {"engine": "slurm"}, "local, submitit"),
+        ({}, {"engine": "slrum"}, "local, slurm"),
     ],
 )
 def test_an_impossible_run_is_refused_before_any_training(

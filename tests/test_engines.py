@@ -1,0 +1,130 @@
+"""Where a study runs changes nothing in its records, and a process that dies costs it nothing but time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small
+from test_study import archive_path, environment, lasting  # noqa: F401
+
+from ddlnl import engines, slurm, study
+from ddlnl.cells import Cell
+from ddlnl.errors import InputError
+from ddlnl.profiles import PROFILES
+
+
+def die_once(marker: Path) -> None:
+    """Kill this process, unless one has been killed here before."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def twelve(archive: str) -> list[Cell]:
+    methods = ["full", "dance", "random", "random_soft", "predicted", "datm"]
+    return study.grid(archive, rates=[0.5], methods=methods, ipcs=[2], seeds=2)
+
+
+PROGRAM = """
+import pathlib, warnings
+import small
+from ddlnl import engines, study
+from ddlnl.profiles import PROFILES
+from test_engines import die_once, twelve
+
+PROFILES["demo"] = small.profile()  # also in spawned workers, which import this file
+run_cell = engines.run_cell
+
+def fragile(cell, *arguments):
+    if cell.method == "predicted":
+        die_once(pathlib.Path({marker!r}))
+    run_cell(cell, *arguments)
+
+engines.run_cell = fragile
+
+if __name__ == "__main__":
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        study.run(twelve({archive!r}), {store!r}, device="cpu", workers=2, progress=False)
+    print(*[one.message for one in caught], sep="\\n")
+"""
+
+
+def test_a_study_of_two_workers_outlives_one_that_is_killed_and_ends_with_the_same_table(archive_path, tmp_path):  # noqa: F811
+    script, marker, store = tmp_path / "run.py", tmp_path / "died", tmp_path / "two"
+    script.write_text(PROGRAM.format(archive=archive_path, store=str(store), marker=str(marker)))
+    done = subprocess.run(
+        [sys.executable, script], check=True, env=environment(threads=2), capture_output=True, text=True
+    )
+    assert marker.exists()
+    assert "A process died that computed a cell" in done.stdout
+    alone, together = (
+        study.run(twelve(archive_path), place, device="cpu", progress=False) for place in (tmp_path / "alone", store)
+    )
+    assert lasting(alone) == lasting(together)
+
+
+class FragileJob(slurm.Job):
+    """A job on small settings, which live in this process only; the first one for `predicted` is killed."""
+
+    def __call__(self) -> None:
+        PROFILES["demo"] = small.profile()
+        if self.cell.method == "predicted":
+            die_once(Path(os.environ["DDLNL_TEST_MARKER"]))
+        super().__call__()
+
+
+def test_jobs_of_submitit_give_the_same_table_also_where_one_is_killed(archive_path, tmp_path, monkeypatch):  # noqa: F811
+    pytest.importorskip("submitit")
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DDLNL_TEST_MARKER", str(tmp_path / "died"))
+    monkeypatch.setattr(slurm, "CLUSTER", "local")
+    monkeypatch.setattr(slurm, "Job", FragileJob)
+    cells = [cell for cell in twelve(archive_path) if cell.method in ("random", "predicted")]
+    with pytest.warns(UserWarning, match="A process died that computed a cell; the 1 cells left"):
+        table = study.run(cells, tmp_path / "jobs", device="cpu", engine="slurm", workers=2, progress=False)
+    assert lasting(table) == lasting(study.run(cells, tmp_path / "serial", device="cpu", progress=False))
+
+
+def test_a_job_that_fails_names_its_cell(archive_path, tmp_path, monkeypatch):  # noqa: F811
+    pytest.importorskip("submitit")
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(slurm, "CLUSTER", "local")
+    monkeypatch.setattr(slurm, "Job", FailingJob)
+    cell = Cell(archive_path, "clean", "random", 1, 0, "demo")
+    with pytest.raises(RuntimeError, match=r"clean, random, IPC 1, seed 0\) failed: division by zero"):
+        study.run([cell], tmp_path / "jobs", device="cpu", engine="slurm", progress=False)
+
+
+class FailingJob(slurm.Job):
+    def __call__(self) -> None:
+        engines.run_cell = lambda *_: 1 / 0
+        super().__call__()
+
+
+def test_processes_that_die_again_and_again_end_the_study_with_a_sentence():
+    cells = [Cell("digits", "clean", "random", ipc, 0, "demo") for ipc in (1, 2)]
+    rounds = iter([cells[:1], [], [], [], []])
+    with (
+        pytest.warns(UserWarning, match="A process died"),
+        pytest.raises(RuntimeError, match=r"1 cells are left.*IPC 2"),
+    ):
+        list(engines._rounds(cells, lambda left: iter(next(rounds))))
+    assert list(rounds) == [[]]  # one round that finished a cell and three fruitless ones
+
+
+def test_a_machine_without_slurm_says_so(archive_path, tmp_path, monkeypatch):  # noqa: F811
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: None)
+    cell = Cell(archive_path, "clean", "random", 1, 0, "demo")
+    with pytest.raises(InputError, match="needs the command sbatch"):
+        study.run([cell], tmp_path, device="cpu", engine="slurm", progress=False)
