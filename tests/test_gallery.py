@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 from browser import BROWSER, chromium, faults
 from bs4 import BeautifulSoup
@@ -128,9 +129,11 @@ def test_a_folder_without_notebooks_is_refused(tmp_path):
         gallery.build(tmp_path / "out", tmp_path)
 
 
-def test_every_notebook_of_the_repository_has_its_place_in_the_gallery():
-    stems = {path.stem for path in gallery.NOTEBOOKS.glob("*.ipynb")}
-    assert stems <= {*gallery.SHELF, gallery.LAST}
+def test_every_notebook_of_the_repository_has_its_place_in_the_gallery_and_the_parameters_given_there():
+    notebooks = {path.stem: path for path in gallery.NOTEBOOKS.glob("*.ipynb")}
+    assert set(notebooks) == {*gallery.SHELF, gallery.LAST}
+    for stem, given in gallery.SHELF.items():
+        assert set(given) <= set(papermill.inspect_notebook(notebooks[stem]))
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed, so no page is opened in a real browser")
