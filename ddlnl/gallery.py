@@ -47,7 +47,7 @@ class Card:
     claim: str
     image: str | None
     alt: str
-    sentences: tuple[tuple[str, str], ...]
+    sentences: tuple[tuple[str | None, str], ...]
     files: tuple[str, ...]
 
 
@@ -118,10 +118,14 @@ def _outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [output for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]
 
 
-def _sentences(notebook: nbformat.NotebookNode) -> tuple[tuple[str, str], ...]:
-    """(verdict, sentence) of every claim that the notebook shows."""
-    told = [output.data[MIME]["sentences"] for output in _outputs(notebook) if MIME in output.data]
-    return tuple((one["verdict"], one["text"]) for sentences in told for one in sentences)
+def _sentences(notebook: nbformat.NotebookNode) -> tuple[tuple[str | None, str], ...]:
+    """(verdict, sentence) of every claim that the notebook shows; a measurement, as of speed, has no verdict."""
+    found = []
+    for told in (output.data[MIME] for output in _outputs(notebook) if MIME in output.data):
+        found += [(one["verdict"], one["text"]) for one in told.get("sentences", ())]
+        if "sentences" not in told:
+            found += [(None, line) for line in told["headline"].splitlines()]
+    return tuple(found)
 
 
 def _first_image(notebook: nbformat.NotebookNode) -> tuple[str | None, str]:

@@ -110,6 +110,15 @@ def test_where_a_widget_was_the_page_says_that_it_needs_the_notebook(folder):
     assert "VBox" not in page.get_text()
 
 
+def test_a_measurement_that_has_no_verdict_is_told_without_one(tmp_path):
+    output = new_output("display_data", data={claims.MIME: {"headline": "Twice as fast."}, "text/plain": ""})
+    cells = [new_markdown_cell("# Speed"), new_code_cell("bench()", outputs=[output])]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "speed.ipynb")
+    page = BeautifulSoup(gallery._index([gallery._page(tmp_path, "speed")]), "html.parser")
+    assert page.article.li.get_text() == "Twice as fast."
+    assert page.article.find(class_="verdict") is None
+
+
 def test_notebooks_are_run_with_the_parameters_that_they_have(tmp_path):
     source = "ipc: int = 1  # images per class\nstore_dir: str = None  # folder of results"
     parameters = new_code_cell(source, metadata={"tags": ["parameters"]})
