@@ -40,7 +40,7 @@ THUMBNAIL = 640  # pixels across
 
 @dataclass(frozen=True)
 class Card:
-    """What the index says about a notebook: its title and first claim, its first figure, its verdicts and its files."""
+    """What the index says about a notebook: its title and claim, its first figure, its verdicts and its files."""
 
     stem: str
     title: str
@@ -108,10 +108,10 @@ def _page(out: Path, stem: str) -> Card:
 
 
 def _claim(notebook: nbformat.NotebookNode) -> str:
-    """The first paragraph that begins in bold, as notebooks put their claim; else the first one after the title."""
+    """The first paragraph after the title, where notebooks put their claim."""
     text = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
-    paragraphs = [part for part in re.split(r"\n\s*\n", text) if part.strip() and not part.startswith("#")]
-    return next((part for part in paragraphs if part.startswith("**")), paragraphs[0] if paragraphs else "")
+    paragraphs = re.split(r"\n\s*\n", text)
+    return next((part for part in paragraphs if part.strip() and not part.startswith("#")), "")
 
 
 def _outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
