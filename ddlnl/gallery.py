@@ -30,7 +30,7 @@ SHELF: dict[str, dict] = {  # the order of the index, and what makes the demo pr
     "fig4_asymmetric": SMALL,
     "fig5_cifar_n": {"ipc": 10},
     "longtail": {},
-    "controls": SMALL,
+    "controls": {},
     "your_data": {},
     "extensions": {},
 }
