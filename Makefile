@@ -1,4 +1,6 @@
 # make demo    one figure from nothing but Python >= 3.10 and a C++ compiler: .venv, notebook, out.html
+# make gallery every notebook in the demo profile: gallery/index.html
+# make look    every page of the gallery in headless Chromium, narrow and wide, light and dark
 # make test    the whole suite in the same environment; DDLNL_DATA=folder adds the tests on real archives
 # make lint    style of the code and the notebooks, and that the notebooks are stored without outputs
 # make sanitize  the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -17,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A kernel installed for the user must not take the place of the one in .venv.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: demo test lint sanitize faults install install-test clean
+.PHONY: demo gallery look test lint sanitize faults install install-test clean
 
 demo:
 	@start=$$(date +%s) && $(MAKE) --no-print-directory install && ready=$$(date +%s) && \
@@ -26,6 +28,12 @@ demo:
 	$(BIN)/python -m ddlnl summary out.ipynb && \
 	echo "The figure and how it was made: $(CURDIR)/out.html" && \
 	echo "Seconds: install $$((ready - start)), compute $$((end - ready))"
+
+gallery: install
+	@$(BIN)/python -m ddlnl gallery gallery --workers 2
+
+look: gallery install-test
+	$(BIN)/python tests/browser.py gallery
 
 test: install-test
 	$(BIN)/python -m pytest
@@ -61,4 +69,4 @@ $(VENV)/pins.txt: environment.yml
 	@sed -n 's/^ *- \(.*==.*\)$$/\1/p' $< > $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info ddlnl/_C*.so out.ipynb out.html .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info ddlnl/_C*.so out.ipynb out.html gallery .pytest_cache .ruff_cache .hypothesis

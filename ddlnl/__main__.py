@@ -1,6 +1,6 @@
 """The command line: `study` computes the cells of a grid, `bench` measures the compiled core, `doctor` examines the
 installation, `data ...` brings data to where the package looks for it and reads released distilled sets, `export` and
-`summary` read notebooks, `denoise` looks for label errors in images of your own.
+`summary` read notebooks and `gallery` runs them, `denoise` looks for label errors in images of your own.
 
 What cannot be done is said in one sentence on standard error, and the exit code is 2.
 """
@@ -42,6 +42,12 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("notebook", metavar="NOTEBOOK")
     page.add_argument("html", metavar="HTML")
     page.set_defaults(run=lambda options: export.export(options.notebook, options.html))
+    pages = commands.add_parser("gallery", help="run every notebook and write its page, its figures and an index")
+    pages.add_argument("folder", metavar="OUT_DIR")
+    pages.add_argument("--notebooks", metavar="FOLDER", help="where the notebooks are (default: those of the checkout)")
+    pages.add_argument("--store-dir", metavar="S", help="folder of results (default: $DDLNL_STORE, else the user's)")
+    pages.add_argument("--workers", metavar="N", type=int, default=1, help="cells computed side by side")
+    pages.set_defaults(run=_gallery)
     line = commands.add_parser("summary", help="print the result of an executed notebook")
     line.add_argument("notebook", metavar="NOTEBOOK")
     line.set_defaults(run=lambda options: print(export.summary(options.notebook)))
@@ -60,7 +66,9 @@ def _add_study(commands: argparse._SubParsersAction) -> None:
     grid = command.add_argument_group("the grid; what is not given comes from the profile")
     grid.add_argument("--profile", default="demo", help=f"{', '.join(profiles.PROFILES)} (default: %(default)s)")
     grid.add_argument("--dataset", help=f"{', '.join(datasets.NAMES)}, or a path to an .npz archive")
-    grid.add_argument("--methods", nargs="+", default=methods.METHODS, metavar="M", help=", ".join(methods.METHODS))
+    usual = methods.DISTILLERS + methods.CONTROLS
+    told = f"{', '.join(methods.METHODS)} (default: {', '.join(usual)})"
+    grid.add_argument("--methods", nargs="+", default=usual, metavar="M", help=told)
     grid.add_argument("--rates", nargs="+", type=float, metavar="R", help="rates of symmetric noise")
     grid.add_argument("--noises", nargs="+", metavar="N", help="noises by name, such as asymmetric:0.4 human:worst")
     grid.add_argument("--imbalance", default="none", help="none, longtail:F or step:F (default: %(default)s)")
@@ -113,6 +121,12 @@ def _add_data_commands(commands: argparse._SubParsersAction) -> None:
         command.add_argument("out", metavar="OUT", help="the file to write (.safetensors)")
         command.add_argument("--dataset", default="cifar10", metavar="NAME", help="what it was made of (cifar10)")
         command.set_defaults(read=getattr(released, method))
+
+
+def _gallery(options: argparse.Namespace) -> None:
+    from ddlnl import gallery  # papermill takes a second to import, and no other command needs it
+
+    print(f"The index is {gallery.build(options.folder, options.notebooks, options.store_dir, options.workers)}.")
 
 
 def _fetch(options: argparse.Namespace) -> None:

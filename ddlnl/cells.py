@@ -23,7 +23,19 @@ import torch
 from torch import Tensor
 
 import ddlnl
-from ddlnl import _allocator, archives, datasets, evaluation, measure, methods, noise, ops, preprocess, stored_sets
+from ddlnl import (
+    _allocator,
+    archives,
+    datasets,
+    evaluation,
+    measure,
+    methods,
+    noise,
+    ops,
+    preprocess,
+    robust,
+    stored_sets,
+)
 from ddlnl.curves import Curves
 from ddlnl.datasets import ImageSet
 from ddlnl.distilled import Protocol
@@ -33,13 +45,13 @@ from ddlnl.generators import numpy_generator
 from ddlnl.preprocess import Preprocessing
 from ddlnl.profiles import PROFILES, Profile
 from ddlnl.store import Store, key_of
-from ddlnl.training import NotFinite
+from ddlnl.training import NotFinite, Objective
 from ddlnl.trajectories import Trajectories
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of a study. `ipc` is 0 for the method "full", which trains on the whole noisy set."""
+    """One point of a study. `ipc` is 0 for the methods that train on the whole noisy set (`methods.WHOLE`)."""
 
     dataset: str
     noise: str
@@ -105,7 +117,7 @@ def prepare(cell: Cell, data_dir: str | Path | None = None) -> Data:
     place = _place(cell.dataset, data_dir)
     data = _prepared(cell.dataset, cell.noise, cell.imbalance, cell.seed, cell.profile, place)
     methods.check_square(data.train)
-    if cell.method != "full":
+    if cell.method not in methods.WHOLE:
         methods.check_ipc(data.train, cell.ipc)
     return data
 
@@ -136,13 +148,16 @@ def settings_of(profile: Profile, cell: Cell, dataset: str) -> dict[str, Any]:
     `dataset` is the name of the cell's dataset where the cell may have a path.
     """
     method, plan, spec = cell.method, profile.datm, str(noise.parse(cell.noise))
-    student = profile.full if method == "full" else profile.student_for(method, dataset, cell.ipc)
+    whole = method in methods.WHOLE
+    student = whole_protocol(profile, method) if whole else profile.student_for(method, dataset, cell.ipc)
     settings = {name: getattr(profile, name) for name in ("students", "train_images", "validation_share")}
     settings |= {
         "preprocessing": profile.preprocessing_for(method),
-        "full" if method == "full" else "student": dataclasses.asdict(student),
+        "full" if whole else "student": dataclasses.asdict(student),
     }
-    if method == "dance":
+    if method in robust.METHODS:
+        settings["objective"] = dataclasses.asdict(robust.Settings())
+    elif method == "dance":
         settings["distiller"] = dataclasses.asdict(profile.dance)
     elif method == "datm":
         settings["distiller"] = dataclasses.asdict(plan.settings_for(dataset, spec, cell.ipc))
@@ -152,6 +167,11 @@ def settings_of(profile: Profile, cell: Cell, dataset: str) -> dict[str, Any]:
     elif method in methods.WITH_EXPERTS:
         settings["experts"] = expert_settings(profile)
     return settings
+
+
+def whole_protocol(profile: Profile, method: str) -> Protocol:
+    """How a method of `methods.WHOLE` trains."""
+    return profile.full if method == "full" else robust.protocol(profile.full)
 
 
 def expert_settings(profile: Profile) -> dict[str, Any]:
@@ -195,7 +215,7 @@ class _Run:
 
     def finish(self) -> None:
         """Run what is still missing, save the record, and only then forget the intermediate states."""
-        checkpoints = self._full() if self.cell.method == "full" else self._small_sets()
+        checkpoints = self._full() if self.cell.method in methods.WHOLE else self._small_sets()
         self.store.save_record("cell", self.key, self._record(checkpoints))
         self.store.forget_progress(self.key)
 
@@ -231,7 +251,12 @@ class _Run:
         return experts
 
     def _full(self) -> list[Curves | None]:
-        self._evaluate("full", methods.training_tensors(self.train, self.preprocessing, self.device), self.profile.full)
+        images, targets = methods.training_tensors(self.train, self.preprocessing, self.device)
+        protocol, objective = whole_protocol(self.profile, self.cell.method), None
+        if self.cell.method in robust.METHODS:
+            known = dataclasses.replace(robust.Settings(), forget_rate=noise.realised_rate(self.train))
+            objective = robust.objective(self.cell.method, known, self.profile.students, *targets.shape)
+        self._evaluate("full", (images, targets), protocol, objective)
         return self._evaluations(["full"])
 
     def _small_sets(self) -> list[Curves | None]:
@@ -259,7 +284,14 @@ class _Run:
             self.notes |= _scores(names[-1].replace("-", "_"), evaluation.select([evaluations.pop()], "last"))
         return evaluations
 
-    def _evaluate(self, name: str, tensors: tuple[Tensor, Tensor], protocol: Protocol, final: bool = True) -> None:
+    def _evaluate(
+        self,
+        name: str,
+        tensors: tuple[Tensor, Tensor],
+        protocol: Protocol,
+        objective: Objective | None = None,
+        final: bool = True,
+    ) -> None:
         """Keep the accuracies of fresh students on one training set in the store, unless they are there.
 
         Where a student diverges there is no accuracy to report. For the final set that is the end of the cell; an
@@ -271,7 +303,7 @@ class _Run:
             seeds = evaluation.student_seeds(self.cell.seed, self.profile.students)
             images, targets = (tensor.to(self.device) for tensor in tensors)
             try:
-                curves = evaluation.train_students(images, targets, protocol, self._tests, seeds, progress)
+                curves = evaluation.train_students(images, targets, protocol, self._tests, seeds, progress, objective)
             except NotFinite as error:
                 if final:
                     raise
@@ -303,7 +335,7 @@ class _Run:
 
     def _record(self, checkpoints: list[Curves | None]) -> dict[str, Any]:
         cell, train = self.cell, self.train
-        names = ["full"] if cell.method == "full" else methods.checkpoint_names(self.task)
+        names = ["full"] if cell.method in methods.WHOLE else methods.checkpoint_names(self.task)
         scores = [_scores(rule, evaluation.select([*filter(None, checkpoints)], rule)) for rule in RULES]
         return {
             **dataclasses.asdict(cell),

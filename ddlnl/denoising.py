@@ -27,7 +27,7 @@ from ddlnl.own_images import OwnImages
 from ddlnl.profiles import PROFILES
 
 # RCIG's students regress on free numbers: what they predict are no probabilities to judge labels by.
-ALLOWED = tuple(name for name in methods.METHODS if name not in ("full", "rcig"))
+ALLOWED = tuple(name for name in methods.METHODS if name not in (*methods.WHOLE, "rcig"))
 
 
 def denoise(
@@ -45,7 +45,7 @@ def denoise(
     Args:
         data: the path of an archive or of a folder of pictures, the name of a dataset (`own_images.load`), or images
             that are loaded already. Of training images the observed labels are used, no others.
-        method: a distiller or a control other than "full" and "rcig", whose students predict no probabilities.
+        method: a distiller or a control that makes a set, other than "rcig", whose students predict no probabilities.
         ipc: distilled images per class, at least 2: one from each half of the images.
         profile: the settings of networks and distiller.
         size: the side of pictures from a folder, in pixels.

@@ -85,15 +85,18 @@ def train_students(
     exams: dict[str, tuple[Tensor, Tensor]],
     seeds: Sequence[int],
     progress: training.Progress | None = None,
+    objective: training.Objective | None = None,
 ) -> Curves:
     """Train one fresh student per seed and test them on every exam at the protocol's test points.
 
     Args:
         images, targets: (N, C, H, W) preprocessed and (N, K): probabilities, or free numbers for a protocol of RCIG.
         exams: "test" and perhaps "validation", each preprocessed images (T, C, H, W) and labels (T,).
+        objective: what classifiers minimise, None for the cross-entropy; a protocol of RCIG has its own.
     """
-    train = rcig_evaluation.train_students if isinstance(protocol, rcig_evaluation.Protocol) else _train_classifiers
-    return train(images, targets, protocol, exams, seeds, progress)
+    if isinstance(protocol, rcig_evaluation.Protocol):
+        return rcig_evaluation.train_students(images, targets, protocol, exams, seeds, progress)
+    return _train_classifiers(images, targets, protocol, exams, seeds, progress, objective or training.Objective())
 
 
 def _train_classifiers(
@@ -103,20 +106,23 @@ def _train_classifiers(
     exams: dict[str, tuple[Tensor, Tensor]],
     seeds: Sequence[int],
     progress: training.Progress | None,
+    objective: training.Objective,
 ) -> Curves:
-    """All students at once, on cross-entropy."""
+    """All students at once, each with its peers, which are not tested."""
     recipe = protocol.recipe_for(len(images))
     points = protocol.tested_epochs(recipe.epochs)
     classes, channels, size = targets.shape[1], images.shape[1], images.shape[-1]
-    stack = training.initialise(lambda: protocol.architecture.build(classes, size, channels), seeds, images.device)
+    starts = [start for seed in seeds for start in (seed, derive(seed, "peer"))[: objective.peers]]
+    stack = training.initialise(lambda: protocol.architecture.build(classes, size, channels), starts, images.device)
     marks = Marks(exams, len(seeds), points, classes)
 
     def test(epoch: int) -> None:
         if epoch in points:
-            marks.enter(epoch, lambda inputs: training.predict(stack, inputs).argmax(2))
+            marks.enter(epoch, lambda inputs: training.predict(stack, inputs).argmax(2)[:: objective.peers])
 
     kept = WithMarks(progress, marks) if progress else None
-    training.train(stack, images, targets, recipe, seeds, after_epoch=test, progress=kept)
+    draws = [seed for seed in seeds for _ in range(objective.peers)]
+    training.train(stack, images, targets, recipe, draws, test, kept, objective)
     return marks.curves()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -12,12 +14,15 @@ from nbconvert import HTMLExporter
 
 from ddlnl.claims import MIME
 from ddlnl.errors import InputError
+from ddlnl.figures import VECTORS
 from ddlnl.files import replacing
 from ddlnl.store import Store
 
 
 def provenance(table: pd.DataFrame, store_dir: str | Path | None = None) -> Markdown:
     """Where the numbers of a table come from: versions, hashes, devices, time, dates and the store."""
+    if table.empty:
+        return Markdown(f"* **Records:** none\n* **Store:** `{Store(store_dir).root}`")
     versions = {f"{name} {version}" for row in table["versions"] for name, version in row.items()}
     hashes = {kind: sorted(table[f"{kind}_hash"].unique()) for kind in ("data", "preprocessing", "noise")}
     machines = table.groupby(["device", "threads"]).groups
@@ -35,18 +40,33 @@ def provenance(table: pd.DataFrame, store_dir: str | Path | None = None) -> Mark
     return Markdown("\n".join(f"* **{fact}:** {text}" for fact, text in facts.items()))
 
 
-def export(notebook_path: str | Path, html_path: str | Path) -> Path:
+def export(notebook_path: str | Path, html_path: str | Path, links: Sequence[tuple[str, str]] = ()) -> Path:
     """Write an executed notebook as one HTML file that needs nothing else: no scripts, no request, light and dark.
 
     Code is folded, figures keep their alternative text, messages on stderr are left out. The first heading of the
-    notebook is the page's title. Raises `InputError` where there is no notebook to read.
+    notebook is the page's title; `links`, pairs of a name and an address, stand above it. Raises `InputError` where
+    there is no notebook to read.
     """
-    notebook = _read(notebook_path)
+    notebook = read(notebook_path)
     exporter = HTMLExporter(template_name="template", extra_template_basedirs=[str(Path(__file__).parent)])
-    page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": _title(notebook, Path(notebook_path).stem)}})
+    about = {"metadata": {"name": title(notebook, Path(notebook_path).stem)}, "links": list(links)}
+    page, _ = exporter.from_notebook_node(notebook, about)
     with replacing(Path(html_path)) as file:
         file.write(page.encode())
     return Path(html_path)
+
+
+def figures(notebook: nbformat.NotebookNode, stem: str | Path) -> list[Path]:
+    """Write every figure that `ddlnl.figures.show` left in an executed notebook as `stem`-<number>.svg and .pdf."""
+    bundles = [output.data for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]
+    paths = []
+    for number, drawn in enumerate((one[VECTORS] for one in bundles if VECTORS in one), start=1):
+        for suffix, content in sorted(drawn.items()):
+            paths.append(Path(f"{stem}-{number}.{suffix}"))
+            paths[-1].parent.mkdir(parents=True, exist_ok=True)
+            with replacing(paths[-1]) as file:
+                file.write(base64.b64decode(content))
+    return paths
 
 
 def summary(notebook_path: str | Path) -> str:
@@ -54,21 +74,22 @@ def summary(notebook_path: str | Path) -> str:
 
     Raises `InputError` where there is no notebook, or where it holds no result because it has not run to its claims.
     """
-    for cell in _read(notebook_path).cells:
+    for cell in read(notebook_path).cells:
         for output in cell.get("outputs", ()):
             if MIME in output.get("data", {}):
                 return output["data"][MIME]["headline"]
     raise InputError(f"The notebook {notebook_path} holds no result; run it first, for example with papermill.")
 
 
-def _read(path: str | Path) -> nbformat.NotebookNode:
+def read(path: str | Path) -> nbformat.NotebookNode:
+    """A notebook in today's format; raises `InputError` where the file is none."""
     try:
         return nbformat.read(path, as_version=4)
     except (OSError, ValueError, nbformat.ValidationError) as error:
         raise InputError(f"{path} cannot be read as a notebook ({error}); give the path of an .ipynb file.") from error
 
 
-def _title(notebook: nbformat.NotebookNode, otherwise: str) -> str:
+def title(notebook: nbformat.NotebookNode, otherwise: str) -> str:
     """The text of the first heading, without its marks."""
     for cell in notebook.cells:
         heading = re.search(r"^#+ +(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None

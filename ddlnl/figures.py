@@ -1,4 +1,4 @@
-"""Tables to plots: accuracy of distilled sets beside the full noisy set (arXiv 2411.11924, Fig 2), and speed."""
+"""Tables to plots: distilled sets beside the full noisy set (arXiv 2411.11924, Figs 2, 4 and 5), and speed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy import stats
 
+from ddlnl import robust
 from ddlnl.claims import LEVEL, distillers, select
 from ddlnl.controls import METHODS as CONTROLS
 from ddlnl.errors import InputError
 from ddlnl.evaluation import RULES
 
+VECTORS = "application/vnd.ddlnl.figure+json"  # of a notebook's output: SVG and PDF in base64
+ABOUT = {"svg": ("Description", "Date"), "pdf": ("Subject", "CreationDate"), "png": ("Description", None)}
 WIDTHS = {"column": 3.3, "page": 6.9}  # inches, as papers set them
 SCREEN = 140  # CSS pixels per inch on a page; the image holds twice as many
 NAMES = {
@@ -36,11 +39,15 @@ NAMES = {
     "random": "random images",
     "random_soft": "random, soft labels",
     "predicted": "expert-agreed images",
+    "gce": "GCE, all images",
+    "elr": "ELR, all images",
+    "coteaching": "Co-teaching, all images",
 }
 INK, GREY = "#1a1a1a", "#767676"
 # Controls are grey; seaborn's colour-blind palette is told apart under every colour vision.
 COLOURS = {"full": INK} | dict(zip(("dance", "datm", "rcig"), sns.color_palette("colorblind").as_hex(), strict=False))
 MARKERS = {"full": "D", "random": "v", "random_soft": "^", "predicted": "s"}  # distilled sets are circles
+MARKERS |= dict.fromkeys(robust.METHODS, "D")
 RATES = mpl.colors.LinearSegmentedColormap.from_list(
     "rates", [(0, "#000000"), (0.2, "#3b3fbf"), (0.4, "#b0399a"), (0.6, "#e0603a"), (0.8, "#dc9600"), (1, "#8a8a00")]
 )
@@ -90,13 +97,13 @@ def anchors() -> pd.DataFrame:
         return pd.read_csv(lines)
 
 
-def points(table: pd.DataFrame) -> pd.DataFrame:
-    """What the figure draws: one row per dataset, method, IPC and noise rate, averaged over seeds.
+def points(table: pd.DataFrame, kind: str = "symmetric") -> pd.DataFrame:
+    """What the figure draws: one row per dataset, method, IPC, noise rate and noise, averaged over seeds.
 
     Accuracies are per cent under each rule of choosing the checkpoint. `error` belongs to the last checkpoint: half the
     95 % t interval over seeds, or with one seed the standard deviation over its students; `error_of` says which.
     """
-    groups = select(table).groupby(["dataset", "method", "ipc", "rate"])
+    groups = select(table, kind).groupby(["dataset", "method", "ipc", "rate", "noise"])
     averages = 100 * groups[[f"accuracy_{rule}" for rule in RULES]].mean()
     averages.columns = list(RULES)
     seeds, students = groups["seed"].count(), groups["students"].max()
@@ -108,15 +115,19 @@ def points(table: pd.DataFrame) -> pd.DataFrame:
     return averages.assign(seeds=seeds, students=students, seconds=groups["seconds"].sum()).reset_index()
 
 
-def symmetric(table: pd.DataFrame, published: pd.DataFrame | None = None, width: str | None = None) -> Figure:
-    """Fig 2: test accuracy of distilled sets and of the full noisy set under symmetric label noise.
+def accuracy(
+    table: pd.DataFrame, kind: str = "symmetric", published: pd.DataFrame | None = None, width: str | None = None
+) -> Figure:
+    """Figs 2, 4 and 5: test accuracy of distilled sets and of the full noisy set under one kind of label noise.
 
     With several IPCs there is a panel per dataset (row) and method (column): accuracy against IPC, a colour per noise
     rate, dashed lines for the full set, and at the right edge bars over the rules of choosing its checkpoint. With one
-    IPC there is a panel per dataset: accuracy against noise rate, a line per method, a band over those rules.
+    IPC there is a panel per dataset: accuracy against noise rate, a line per method, a band over those rules. The rate
+    of labels of people is the share that is wrong.
 
     Args:
         table: records as `ddlnl.store.table` gives them, accuracies as fractions of 1.
+        kind: of the noise; clean labels always belong to it.
         published: printed accuracies to mark, as `anchors` gives them; None marks those, an empty table marks none.
         width: "column" (3.3 inches, panels below each other) or "page" (6.9 inches); None chooses by their number.
 
@@ -125,10 +136,10 @@ def symmetric(table: pd.DataFrame, published: pd.DataFrame | None = None, width:
     """
     if width not in (None, *WIDTHS):
         raise InputError(f"The width {width!r} is unknown; it may be {' or '.join(WIDTHS)}.")
-    data = points(table)
+    data = points(table[~table["method"].isin(robust.METHODS)], kind)
     methods = distillers(data)
     if not methods:
-        raise InputError("There is nothing to draw: the table holds no distilled set under symmetric noise.")
+        raise InputError(f"There is nothing to draw: the table holds no distilled set under {kind} noise.")
     facts = anchors() if published is None else published
     facts = facts[facts["dataset"].isin(data["dataset"]) & facts["method"].isin(data["method"])]
     many = data.loc[data["method"].isin(methods), "ipc"].nunique() > 1
@@ -136,10 +147,17 @@ def symmetric(table: pd.DataFrame, published: pd.DataFrame | None = None, width:
     width = width or ("column" if len(panels) == 1 else "page")
     columns = 1 if width == "column" else len(methods) if many else len(panels)
     with mpl.rc_context(STYLE):
-        return _draw(data, facts, panels, columns, WIDTHS[width])
+        return _draw(data, facts, kind, panels, columns, WIDTHS[width])
 
 
-def _draw(data: pd.DataFrame, facts: pd.DataFrame, panels: list[tuple], columns: int, width: float) -> Figure:
+def symmetric(table: pd.DataFrame, published: pd.DataFrame | None = None, width: str | None = None) -> Figure:
+    """Fig 2: `accuracy` under symmetric label noise."""
+    return accuracy(table, "symmetric", published, width)
+
+
+def _draw(
+    data: pd.DataFrame, facts: pd.DataFrame, kind: str, panels: list[tuple], columns: int, width: float
+) -> Figure:
     """Panels in rows of `columns`; a panel (dataset, None) is drawn over noise rates, (dataset, method) over IPCs."""
     rows = len(panels) // columns
     figure = Figure(figsize=(width, 1.1 + 1.9 * rows), layout="constrained")
@@ -154,10 +172,15 @@ def _draw(data: pd.DataFrame, facts: pd.DataFrame, panels: list[tuple], columns:
         ax.set(ylim=(max(low, 0), min(high, 100)))
     for ax in axes[-1]:
         ipc = data["ipc"].max()
-        ax.set_xlabel("Images per class (IPC)" if panels[0][1] else f"Symmetric noise rate (IPC {ipc})")
+        ax.set_xlabel("Images per class (IPC)" if panels[0][1] else f"{rate_of(kind)} (IPC {ipc})")
     figure.supylabel("Test accuracy (%)", fontsize=STYLE["axes.labelsize"])
-    _legends(figure, data, facts, over_ipc=panels[0][1] is not None)
+    _legends(figure, data, facts, rate_of(kind) if panels[0][1] else None)
     return figure
+
+
+def rate_of(kind: str) -> str:
+    """The name of the axis on which a kind of noise is placed."""
+    return "Share of wrong labels" if kind == "human" else f"{kind.capitalize()} noise rate"
 
 
 def _against_ipc(ax: Axes, data: pd.DataFrame, facts: pd.DataFrame, method: str) -> None:
@@ -210,9 +233,9 @@ def _mark(ax: Axes, x: float, fact: tuple, shade: object) -> None:
     ax.plot([x], [100 * fact.accuracy], marker=MARKERS.get(fact.method, "o"), color=shade, **HOLLOW)
 
 
-def _legends(figure: Figure, data: pd.DataFrame, facts: pd.DataFrame, over_ipc: bool) -> None:
-    """What colours, lines and markers mean, outside of the panels."""
-    methods = [("distilled", INK)]
+def _legends(figure: Figure, data: pd.DataFrame, facts: pd.DataFrame, rates_title: str | None) -> None:
+    """What colours, lines and markers mean, outside of the panels; `rates_title` where colours are noise rates."""
+    methods, over_ipc = [("distilled", INK)], rates_title is not None
     if not over_ipc:
         methods = [(f"{name(method)}, distilled", COLOURS.get(method, GREY)) for method in distillers(data)]
     handles = [Line2D([], [], color=shade, marker="o", markersize=3.5, label=label) for label, shade in methods]
@@ -224,16 +247,23 @@ def _legends(figure: Figure, data: pd.DataFrame, facts: pd.DataFrame, over_ipc: 
             handles.append(Line2D([], [], color=GREY, marker=MARKERS[control], label=name(control), **FAINT))
     if len(facts):
         handles.append(Line2D([], [], color=INK, marker="o", label="published, clean labels", **HOLLOW))
-    note, columns = _error_note(data), 2 if figure.get_figwidth() < 5 else 4
+    note, columns = error_note(data), 2 if figure.get_figwidth() < 5 else 4
     figure.legend(handles=handles, title=note, loc="outside lower center", ncols=columns, columnspacing=1.2)
     if over_ipc:
-        rates = sorted(data["rate"].unique())
-        lines = [Line2D([], [], color=colour(rate), label=f"{rate:g}" if rate else "clean") for rate in rates]
-        title = "Symmetric noise rate"
-        figure.legend(handles=lines, title=title, loc="outside upper center", ncols=6, columnspacing=1.2)
+        rates = data[["rate", "noise"]].drop_duplicates().sort_values("rate").itertuples(index=False)
+        lines = [Line2D([], [], color=colour(rate), label=condition(rate, noise)) for rate, noise in rates]
+        ncols = 2 if columns == 2 and "human" in " ".join(data["noise"]) else 6
+        figure.legend(handles=lines, title=rates_title, loc="outside upper center", ncols=ncols, columnspacing=1.2)
 
 
-def _error_note(data: pd.DataFrame) -> str:
+def condition(rate: float, noise: str) -> str:
+    """How one noise is written beside others of its kind: its rate, or the label set and the share that is wrong."""
+    kind, _, value = noise.partition(":")
+    return f"{value}, {rate:.2g}" if kind == "human" else value or noise
+
+
+def error_note(data: pd.DataFrame) -> str:
+    """What the error bars of `points` are, for a legend."""
     notes = []
     for unit, note in (("seeds", "95 % interval over {} seeds"), ("students", "std over {} students, one seed")):
         counts = data.loc[data["error_of"] == unit, unit] if unit in set(data["error_of"]) else []
@@ -243,10 +273,13 @@ def _error_note(data: pd.DataFrame) -> str:
     return f"Error bars: {' or '.join(notes)}" if notes else "One student of one seed: spread not measured"
 
 
-def alt_text(table: pd.DataFrame) -> str:
+def alt_text(table: pd.DataFrame, kind: str = "symmetric") -> str:
     """The figure in words, for those who do not see it: what is drawn, and both ends of each pair of lines."""
-    data = points(table)
-    sentences = ["Test accuracy after the last epoch by symmetric noise rate, distilled set against full noisy set."]
+    data = points(table, kind)
+    by = rate_of(kind)
+    sentences = [
+        f"Test accuracy after the last epoch by {by[0].lower()}{by[1:]}, distilled set against full noisy set."
+    ]
     for (dataset, method), group in data[data["method"].isin(distillers(data))].groupby(["dataset", "method"]):
         best = group.groupby("rate")["last"].max()
         full = data[(data["dataset"] == dataset) & (data["method"] == "full")].set_index("rate")["last"]
@@ -298,23 +331,29 @@ def speedups_alt(table: pd.DataFrame) -> str:
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Display a figure as an image that carries its alternative text; `ddlnl.export` keeps it."""
+    """Display a figure as an image that carries its alternative text, and beside it, for `ddlnl.export`, as vectors."""
     size = {"width": round(figure.get_figwidth() * SCREEN), "height": round(figure.get_figheight() * SCREEN)}
-    image = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(image, format="png", dpi=2 * SCREEN, metadata={"Description": alt})
-    data = {"image/png": base64.b64encode(image.getvalue()).decode("ascii"), "text/plain": alt}
+    drawn = {suffix: _encoded(figure, suffix, alt) for suffix in ABOUT}
+    data = {"image/png": drawn.pop("png"), VECTORS: drawn, "text/plain": alt}
     display(data, metadata={"image/png": size | {"alt": alt}}, raw=True)
+
+
+def _encoded(figure: Figure, suffix: str, alt: str) -> str:
+    file = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(file, format=suffix, dpi=2 * SCREEN, metadata=_about(suffix, alt))
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _about(suffix: str, alt: str) -> dict:
+    """What a file says about itself: the alternative text, and no date, so that it repeats byte for byte."""
+    words, date = ABOUT[suffix]
+    return {words: alt} | ({date: None} if date else {})
 
 
 def save(figure: Figure, stem: str | Path, alt: str = "") -> list[Path]:
     """Write `stem`.svg, .pdf and .png (600 dots per inch); the files carry `alt` and no date, so they repeat."""
-    about = {
-        "svg": {"Description": alt, "Date": None},
-        "pdf": {"Subject": alt, "CreationDate": None},
-        "png": {"Description": alt},
-    }
     with mpl.rc_context(STYLE):
-        for suffix, metadata in about.items():
-            figure.savefig(f"{stem}.{suffix}", dpi=600, metadata=metadata)
-    return [Path(f"{stem}.{suffix}") for suffix in about]
+        for suffix in ABOUT:
+            figure.savefig(f"{stem}.{suffix}", dpi=600, metadata=_about(suffix, alt))
+    return [Path(f"{stem}.{suffix}") for suffix in ABOUT]

@@ -99,6 +99,15 @@ def outcomes(
     ]
 
 
+def transitions(cells: Iterable[Cell], data_dir: str | Path | None = None) -> dict[tuple[str, str, int], np.ndarray]:
+    """The transition matrix that each noise has on its training images, by (dataset, noise, seed)."""
+    found = {}
+    for cell in cells:
+        train = prepare(cell, data_dir).train
+        found[train.name, cell.noise, cell.seed] = noise.realised_transition(train)
+    return found
+
+
 def first_seeds(found: Iterable[Outcome]) -> list[list[Outcome]]:
     """The outcomes of each method and IPC, of the first seed of each noise: what one figure shows."""
     groups: dict[tuple, dict[str, Outcome]] = {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ddlnl import controls, dance, datasets, datm, evaluation, preprocess, rcig, training, trajectories
+from ddlnl import controls, dance, datasets, datm, evaluation, preprocess, rcig, robust, training, trajectories
 from ddlnl.datasets import ImageSet
 from ddlnl.datm_initial import initial_set
 from ddlnl.distilled import DistilledSet
@@ -27,7 +27,8 @@ from ddlnl.trajectories import Trajectories
 ALGORITHM = 3
 DISTILLERS = ("dance", "datm", "rcig")
 CONTROLS = ("full", *controls.METHODS)
-METHODS = DISTILLERS + CONTROLS
+WHOLE = ("full", *robust.METHODS)  # train on all images, so they have no IPC and make no set
+METHODS = DISTILLERS + CONTROLS + robust.METHODS
 WITH_EXPERTS = ("dance", "random_soft", "predicted")  # those of DANCE; DATM has trajectories, RCIG none
 
 
@@ -199,11 +200,11 @@ def distill(
 ) -> DistilledSet:
     """Distil a (noisy) image set into `ipc` images per class, with nothing kept on disk.
 
-    method: a distiller or a control other than "full". Trains its own experts on `noisy`. Only the observed labels are
+    method: a distiller or a control that makes a set. Trains its own experts on `noisy`. Only the observed labels are
     used. Raises `InputError` on an unknown name or an IPC larger than a class.
     """
     check(profile, PROFILES, "profile")
-    check(method, tuple(name for name in METHODS if name != "full"), "method")
+    check(method, tuple(name for name in METHODS if name not in WHOLE), "method")
     check_square(noisy)
     check_ipc(noisy, ipc)
     place = evaluation.choose_device(device)

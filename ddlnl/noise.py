@@ -136,6 +136,14 @@ def available(train: ImageSet, rates: Iterable[float]) -> list[str]:
     return list(dict.fromkeys(["clean", *(str(parse(spec)) for spec in specs)]))
 
 
+def natural(train: ImageSet, rates: Iterable[float]) -> tuple[str, list[str]]:
+    """The kind of noise that comes nearest to that of people, and clean labels and every noise of it: the label sets
+    that people gave, and for a training set without any instance-dependent noise at each of the rates."""
+    kind = "human" if train.human else "instance"
+    specs = [f"human:{label_set}" for label_set in train.human] or [f"instance:{rate}" for rate in rates]
+    return kind, list(dict.fromkeys(["clean", *(str(parse(spec)) for spec in specs)]))
+
+
 def imbalance(train: ImageSet, spec: str, seed: int = 0) -> ImageSet:
     """A random part of a training set whose class sizes follow a profile; to be applied before any noise.
 

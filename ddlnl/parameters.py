@@ -27,11 +27,12 @@ class Parameters:
 
     methods: distillers. rates: noise rates (fractions of the labels). ipc: images per class. seeds: how many seeds.
     device: "auto", "cpu", "cuda" or "cuda:<number>". workers: cells computed side by side. engine: where that happens.
+    imbalances: profiles of class sizes (`ddlnl.noise`), only in notebooks that ask for them.
     """
 
     profile: str = "demo"
     dataset: str | None = None
-    methods: tuple[str, ...] = ("dance",)
+    methods: tuple[str, ...] | None = None
     rates: tuple[float, ...] | None = None
     ipc: tuple[int, ...] | None = None
     seeds: int | None = None
@@ -40,16 +41,20 @@ class Parameters:
     store_dir: str | None = None
     workers: int = 1
     engine: str = "local"
+    imbalances: tuple[str, ...] = ("none",)
 
 
-def check(namespace: Mapping[str, object]) -> Parameters:
+OF_SOME = ("imbalances",)
+
+
+def check(namespace: Mapping[str, object], *more: str) -> Parameters:
     """The parameters among a notebook's names (`globals()`), with the profile's values in place of None.
 
     Every other plain value counts as a misspelt parameter, so a notebook calls this before it assigns anything else. A
-    parameter that the notebook does not have keeps its default. Raises `InputError`, in one sentence, on an unknown
-    name, a value of the wrong type, NaN, or a value that is not allowed.
+    parameter that the notebook does not have keeps its default; `more` are those of `OF_SOME` that it has. Raises
+    `InputError`, in one sentence, on an unknown name, a value of the wrong type, NaN, or a value that is not allowed.
     """
-    known = [field.name for field in fields(Parameters)]
+    known = [field.name for field in fields(Parameters) if field.name not in OF_SOME or field.name in more]
     refuse_unknown(namespace, known)
     given = Parameters(**{name: namespace[name] for name in known if name in namespace})
     _text("profile", given.profile)
@@ -65,11 +70,12 @@ def check(namespace: Mapping[str, object]) -> Parameters:
     return replace(
         given,
         dataset=_dataset(profile.dataset if given.dataset is None else given.dataset),
-        methods=_methods(given.methods),
+        methods=_methods(methods.DISTILLERS if given.methods is None else given.methods),
         rates=_rates(profile.rates if given.rates is None else given.rates),
         ipc=_ipc(profile.ipcs if given.ipc is None else given.ipc),
         seeds=_whole("seeds", profile.seeds if given.seeds is None else given.seeds),
         workers=_whole("workers", given.workers),
+        imbalances=tuple(dict.fromkeys(_text("imbalances", one) for one in _list("imbalances", given.imbalances))),
     )
 
 

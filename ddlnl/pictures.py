@@ -28,9 +28,10 @@ SIGNED = sns.color_palette("vlag", as_cmap=True)  # blue below zero, red above: 
 RING = "#e8590c"
 TICKS = (0, 0.02, 0.1, 0.25, 0.5, 1)
 KEY = """label mass; T and Q T are what the noise alone gives: on images that show their class,
-and on images drawn at random; a ring is where the noise puts a class most often"""
+and on images drawn at random"""
 SIGNED_KEY = """learned labels, free numbers; T and Q T, what the noise alone gives, less 1 / K, with
-shades from -1 to 1; a ring is where the noise puts a class most often"""
+shades from -1 to 1"""
+RING_KEY = "; a ring is where the noise puts a class most often"
 
 
 def grid(outcomes: Sequence[Outcome], classes: Sequence[int | str] | None = None, initial: bool = False) -> Figure:
@@ -175,14 +176,14 @@ def mass(outcomes: Sequence[Outcome]) -> Figure:
                 left = x + step * (1 + 2 * GAP) + GAP
                 if head in block:
                     shown = _shades(block[head], head, limit)
-                    _matrix(ax, shown, left, y, one.flips if head == "learned" else None, limit is not None)
+                    _matrix(ax, shown, left, y, _ringed(one) if head == "learned" else [], limit is not None)
         for column in range(across):
             for step, head in enumerate(heads):
                 left = column * wide + step * (1 + 2 * GAP) + GAP
                 ax.text(left + 0.5, 0.0, head, ha="center", va="bottom", weight="bold")
         ax.set(xlim=(0, 2 * wide), ylim=(tall, 0))
         ax.set_axis_off()
-        _key(figure, limit)
+        _key(figure, limit, any(_ringed(one) for one, _ in rows))
         what = "label mass" if limit is None else "mean labels"
         title = f"{_subject(rows[0][0])}, {what} (rows: class of the image, columns: label)"
         figure.suptitle(title, x=0.01, y=1 - 0.05 / height, ha="left", va="top")
@@ -208,20 +209,25 @@ def _shades(matrix: np.ndarray, head: str, limit: float | None) -> np.ndarray:
     return matrix - 1 / len(matrix) if head in ("T", "Q T") else matrix / limit
 
 
-def _matrix(ax: Axes, shades: np.ndarray, left: float, top: float, flips: tuple | None, signed: bool) -> None:
-    """One matrix in the unit square at (left, top), with rings around `flips` where its cells are large enough."""
+def _ringed(one: Outcome) -> list[tuple[int, int]]:
+    """The flips of a noise with a structure, (row, column) each, where cells are large enough for a ring."""
+    return list(zip(*one.flips, strict=True)) if len(one.transition) <= 2 * SHOWN else []
+
+
+def _matrix(ax: Axes, shades: np.ndarray, left: float, top: float, ringed: list[tuple], signed: bool) -> None:
+    """One matrix in the unit square at (left, top), with rings around some of its cells."""
     extent = (left, left + 1, top + 1, top)
     colours = {"cmap": SIGNED, "vmin": -1} if signed else {"cmap": SHADES, "vmin": 0}
     ax.imshow(shades, extent=extent, vmax=1, interpolation="nearest", **colours)
     ax.add_patch(Rectangle((left, top), 1, 1, fill=False, edgecolor=INK, linewidth=0.4))
     cell = 1 / len(shades)
-    for row, column in zip(*flips, strict=True) if flips and len(shades) <= 2 * SHOWN else ():
+    for row, column in ringed:
         corner = (left + column * cell, top + row * cell)
         ax.add_patch(Rectangle(corner, cell, cell, fill=False, edgecolor=RING, linewidth=0.7))
 
 
-def _key(figure: Figure, limit: float | None) -> None:
-    """The shades and what they mean, at the bottom."""
+def _key(figure: Figure, limit: float | None, rings: bool) -> None:
+    """The shades and what they mean, at the bottom, and the rings where there are any."""
     width, height = figure.get_size_inches()
     ax = figure.add_axes((0.1 / width, 0.27 / height, 2.2 / width, 0.09 / height))
     shades = SHADES if limit is None else SIGNED
@@ -231,7 +237,7 @@ def _key(figure: Figure, limit: float | None) -> None:
     else:
         ax.set_xticks((0, 0.5, 1), [f"{tick:.2g}" for tick in (-limit, 0, limit)])
     ax.set_yticks([])
-    text = KEY if limit is None else SIGNED_KEY
+    text = (KEY if limit is None else SIGNED_KEY) + (RING_KEY if rings else "")
     figure.text(2.5 / width, 0.24 / height, text, va="center", linespacing=1.4)
 
 

@@ -1,22 +1,17 @@
 """Learning with noisy labels on the whole set, beside which distillation must stand: GCE, ELR and Co-teaching.
 
-Each is an objective for `training.train`, so network, augmentation, schedule and number of steps are those of the full
-noisy set. CutMix is left out: it mixes the labels of two images, and ELR and Co-teaching judge every image by its own.
+Each is an objective for `evaluation.train_students`, so network, augmentation, schedule and number of steps are those
+of the full noisy set; Co-teaching takes the steps twice, for its pairs. CutMix is left out: it mixes the labels of two
+images, and ELR and Co-teaching judge every image by its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ddlnl import training
-from ddlnl.curves import Curves, Marks, WithMarks
-from ddlnl.errors import InputError, nearest
-from ddlnl.generators import derive
-from ddlnl.networks import Stack
 from ddlnl.training import Objective, Protocol
 
 
@@ -26,13 +21,13 @@ class Settings:
 
     gce_q: q of GCE. elr_beta, elr_lambda: the memory and the weight of ELR (CIFAR-100: 0.9 and 7). forget_rate: the
     share of a batch that Co-teaching leaves out, tau; the paper takes the noise rate, so it has to be known or
-    estimated. gradual_epochs: over how many epochs that share grows from 0, T_k.
+    estimated, and None stands for it. gradual_epochs: over how many epochs that share grows from 0, T_k.
     """
 
     gce_q: float = 0.7
     elr_beta: float = 0.7
     elr_lambda: float = 3.0
-    forget_rate: float = 0.2
+    forget_rate: float | None = None
     gradual_epochs: int = 10
 
 
@@ -91,6 +86,8 @@ class CoTeaching(Objective):
     cross-entropy under its peer, R(T) = 1 - tau min(T / T_k, 1), T counted from 0 as in the authors' code.
     """
 
+    peers = 2
+
     def __init__(self, forget_rate: float, gradual_epochs: int) -> None:
         self.forget_rate, self.gradual_epochs = forget_rate, gradual_epochs
 
@@ -105,65 +102,18 @@ class CoTeaching(Objective):
         return losses.gather(1, easy).mean(1).sum()
 
 
-def _gce(settings: Settings, stack: Stack, targets: Tensor) -> Objective:
-    return GCE(settings.gce_q)
+METHODS = ("gce", "elr", "coteaching")
 
 
-def _elr(settings: Settings, stack: Stack, targets: Tensor) -> Objective:
-    return ELR(len(stack), *targets.shape, settings.elr_beta, settings.elr_lambda)
-
-
-def _coteaching(settings: Settings, stack: Stack, targets: Tensor) -> Objective:
+def objective(method: str, settings: Settings, students: int, images: int, classes: int) -> Objective:
+    """What a method of `METHODS` minimises, for that many students, training images and classes."""
+    if method == "gce":
+        return GCE(settings.gce_q)
+    if method == "elr":
+        return ELR(students, images, classes, settings.elr_beta, settings.elr_lambda)
     return CoTeaching(settings.forget_rate, settings.gradual_epochs)
 
 
-METHODS: dict[str, Callable[[Settings, Stack, Tensor], Objective]] = {
-    "full_gce": _gce,
-    "full_elr": _elr,
-    "full_coteaching": _coteaching,
-}
-PAIRED = ("full_coteaching",)  # twice the training steps
-
-
-def train(
-    images: Tensor,
-    targets: Tensor,
-    protocol: Protocol,
-    method: str,
-    exams: Mapping[str, tuple[Tensor, Tensor]],
-    seeds: Sequence[int],
-    settings: Settings | None = None,
-    progress: training.Progress | None = None,
-) -> Curves:
-    """Train one network per seed on the whole noisy set by `method`, and test it on every exam.
-
-    Args:
-        images, targets: (N, C, H, W) preprocessed float32, (N, K) float32 one-hot observed labels.
-        protocol: that of the full noisy set, followed without CutMix.
-        method: a name of `METHODS`. Co-teaching trains a pair per seed, and the first of it is tested.
-        exams: as for `evaluation.train_students`.
-        progress: where to resume from; the end result is that of an uninterrupted run.
-
-    Raises `InputError` on an unknown method and `training.NotFinite` where a loss is NaN or infinite.
-    """
-    if method not in METHODS:
-        raise InputError(
-            f"The method {method!r} is unknown; it is one of {', '.join(METHODS)}.{nearest(method, METHODS)}"
-        )
-    recipe = replace(protocol.recipe_for(len(images)), cutmix=0.0)
-    points = protocol.tested_epochs(recipe.epochs)
-    each = 2 if method in PAIRED else 1
-    starts = [start for seed in seeds for start in (seed, derive(seed, "peer"))[:each]]
-    classes, channels, size = targets.shape[1], images.shape[1], images.shape[-1]
-    stack = training.initialise(lambda: protocol.architecture.build(classes, size, channels), starts, images.device)
-    marks = Marks(exams, len(seeds), points, classes)
-    objective = METHODS[method](settings or Settings(), stack, targets)
-
-    def test(epoch: int) -> None:
-        if epoch in points:
-            marks.enter(epoch, lambda inputs: training.predict(stack, inputs).argmax(2)[::each])
-
-    draws = [seed for seed in seeds for _ in range(each)]  # a pair sees the same batches
-    kept = WithMarks(progress, marks) if progress else None
-    training.train(stack, images, targets, recipe, draws, test, kept, objective)
-    return marks.curves()
+def protocol(full: Protocol) -> Protocol:
+    """How the methods train: as on the full noisy set, without CutMix."""
+    return replace(full, recipe=replace(full.recipe, cutmix=0.0))

@@ -17,7 +17,7 @@ from ddlnl import engines, evaluation, noise, stored_sets
 from ddlnl.cells import Cell, cell_key, initial_key, prepare
 from ddlnl.distilled import DistilledSet
 from ddlnl.errors import InputError
-from ddlnl.methods import METHODS, check, is_whole
+from ddlnl.methods import CONTROLS, DISTILLERS, METHODS, WHOLE, check, is_whole
 from ddlnl.profiles import PROFILES
 from ddlnl.store import Store, frame
 
@@ -25,7 +25,7 @@ from ddlnl.store import Store, frame
 def grid(
     dataset: str | None = None,
     rates: float | Sequence[float] | None = None,
-    methods: str | Sequence[str] = METHODS,
+    methods: str | Sequence[str] = DISTILLERS + CONTROLS,
     ipcs: int | Sequence[int] | None = None,
     seeds: int | None = None,
     profile: str = "demo",
@@ -54,7 +54,7 @@ def grid(
         noises = [f"symmetric:{rate}" for rate in rates]
     noises = [noises] if isinstance(noises, str) else noises
     noises = list(dict.fromkeys(str(noise.parse(spec)) for spec in noises))
-    sizes = {method: (0,) if method == "full" else tuple(dict.fromkeys(ipcs)) for method in methods}
+    sizes = {method: (0,) if method in WHOLE else tuple(dict.fromkeys(ipcs)) for method in methods}
     return [
         Cell(chosen.dataset if dataset is None else dataset, spec, method, ipc, seed, profile, imbalance)
         for spec, seed, method in itertools.product(noises, range(seeds), dict.fromkeys(methods))
@@ -92,10 +92,10 @@ def run(
 def distilled(cell: Cell, store_dir: str | Path | None = None, data_dir: str | Path | None = None) -> DistilledSet:
     """The set that a finished cell made, its checksum verified; a damaged file is set aside and counts as missing.
 
-    Raises `InputError` where the cell has not finished, where it makes no set (the method "full"), or where the store
+    Raises `InputError` where the cell has not finished, where it makes no set (a method of `WHOLE`), or where the store
     does not have the set any more, and says what to run.
     """
-    if cell.method == "full":
+    if cell.method in WHOLE:
         raise InputError(f"The cell ({cell}) trains on all images, so it has no distilled set; name another method.")
     store, key = Store(store_dir), cell_key(cell, data_dir)
     record = store.record("cell", key)
@@ -121,7 +121,7 @@ def in_order(cells: list[Cell]) -> list[Cell]:
     turns: dict[tuple, int] = {}
     waiting = []
     for cell in cells:
-        setting = (cell.dataset, cell.noise, cell.imbalance, cell.seed, cell.profile, cell.method == "full")
+        setting = (cell.dataset, cell.noise, cell.imbalance, cell.seed, cell.profile, cell.method in WHOLE)
         waiting.append((turns.setdefault(setting, 0), cell))
         turns[setting] += 1
     return [cell for _, cell in sorted(waiting, key=lambda pair: pair[0])]

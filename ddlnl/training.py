@@ -109,7 +109,12 @@ class Progress(typing.Protocol):
 
 
 class Objective:
-    """What training minimises: the cross-entropy. A subclass replaces it, and may remember something between steps."""
+    """What training minimises: the cross-entropy. A subclass replaces it, and may remember something between steps.
+
+    peers: 1, or 2 where every other network of a stack is a student and the one after it a peer on the same batches.
+    """
+
+    peers = 1
 
     def __call__(self, logits: Tensor, targets: Tensor, index: Tensor, epoch: int) -> Tensor:
         """The loss to minimise, a scalar: the mean over a network's batch, summed over networks.

@@ -54,6 +54,7 @@ def test_a_page_keeps_the_alternative_text_and_the_size_of_a_figure(page):
     (image,) = page.find_all("img")
     assert image["alt"] == 'says "less" < more'
     assert int(image["width"]) == round(figures.WIDTHS["column"] * figures.SCREEN)
+    assert image["style"] == f"min-width: {int(0.7 * int(image['width']))}px"  # words stay readable on a narrow screen
 
 
 def test_a_page_is_titled_by_its_first_heading_and_says_its_language(page):

@@ -315,3 +315,13 @@ def test_every_noise_that_a_training_set_can_have_is_listed_once_and_can_be_draw
         for spec in noise.available(train, [0.2, 0.4]):
             assert noise.corrupt(train, spec).noise == spec
     assert noise.available(balanced(3, 5, "cifar10"), [0.4]) == ["clean", "symmetric:0.4"]
+
+
+def test_natural_noise_is_that_of_people_where_they_gave_labels_and_else_depends_on_the_instance():
+    people = {"aggre": np.arange(40) % 10, "worst": np.arange(40)[::-1] % 10}
+    own = image_set(np.arange(40) % 10, human=people)
+    assert noise.natural(own, [0.4]) == ("human", ["clean", "human:aggre", "human:worst"])
+    digits = load("digits").train
+    kind, specs = noise.natural(digits, [0.0, 0.2, 0.4])
+    assert (kind, specs) == ("instance", ["clean", "instance:0.2", "instance:0.4"])
+    assert [noise.corrupt(digits, spec).noise for spec in specs] == specs

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import papermill
 import pytest
+from browser import BROWSER, chromium, faults
 
-from ddlnl import export, store
+from ddlnl import export, robust, store
+from ddlnl.methods import CONTROLS
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SMALL = {"rates": [0.0, 0.8], "ipc": 10, "seeds": 1, "device": "cpu"}
@@ -39,6 +41,13 @@ def test_figure_2_runs_on_the_embedded_dataset_and_becomes_a_page(place, first):
     assert "Where the numbers come from" in page
 
 
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed, so no page is opened in a real browser")
+def test_the_page_of_figure_2_is_whole_in_a_real_browser(place, first, tmp_path):
+    page = export.export(first, place / "first.html")
+    with chromium(tmp_path) as tab:
+        assert faults(tab, page) == []
+
+
 def test_a_second_run_of_figure_2_reads_everything_from_the_store(place, first):
     before = {path: path.stat().st_mtime_ns for path in (place / "store" / "records").rglob("*.json")}
     second = run(place, "second.ipynb")
@@ -66,6 +75,77 @@ def test_figure_3_shows_the_set_of_every_noise_before_and_after_and_what_its_lab
         assert alternative in page
     assert "absorbed, clean labels" in page
     assert "Where the numbers come from" in page
+
+
+@pytest.mark.parametrize(
+    ("notebook", "given", "noises", "says"),
+    [
+        pytest.param(
+            "fig4_asymmetric",
+            {"rates": [0.8], "methods": ["dance"]},
+            {"clean", "asymmetric:0.8"},
+            [
+                "by asymmetric noise rate",
+                "does not beat|is not shown to beat|beats",
+                "students absorbed|is not in the rec",
+            ],
+            id="fig4_asymmetric",
+        ),
+        pytest.param(
+            "fig5_cifar_n",
+            {"rates": [0.2], "methods": ["dance"]},
+            {"clean", "instance:0.2"},
+            ["instance-dependent, not labels of people", "by instance noise rate", "against the full noisy set under"],
+            id="fig5_cifar_n",
+        ),
+        pytest.param(
+            "fig1_overview",
+            {"rates": [0.8], "methods": ["datm"]},
+            {"clean", "asymmetric:0.8", "symmetric:0.8"},
+            ["label mass on the own class", "absorbed, clean labels", "times faster", "distilling (pays|never pays)"],
+            id="fig1_overview",
+        ),
+        pytest.param(
+            "controls",
+            {"methods": ["dance"]},
+            {"clean", "symmetric:0.8"},
+            ["under clean labels and under symmetric 0.8 noise", "Co-teaching, all images"]
+            + [f"beats? {one}" for one in (*CONTROLS[1:], *robust.METHODS)],
+            id="controls",
+        ),
+        pytest.param(
+            "longtail",
+            {"rates": [0.0], "ipc": 2, "methods": ["dance"]},
+            {"clean"},
+            ["by imbalance factor, clean labels, IPC 2", "rare classes lose|accuracy of single classes is not"],
+            id="longtail",
+        ),
+    ],
+)
+def test_a_notebook_runs_on_the_embedded_dataset_and_its_page_says_what_it_found(
+    place, first, notebook, given, noises, says
+):
+    out = run(place, f"{notebook}.ipynb", notebook, **given)
+    assert noises <= set(store.table(place / "store")["noise"])
+    page = export.export(out, out.with_suffix(".html")).read_text()
+    for words in (*says, "Where the numbers come from"):
+        assert re.search(words, page), words
+    assert export.summary(out)
+
+
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [
+        ("store", ["DANCE, IPC 10: .* test accuracy after the last epoch", "Lists to choose from are here"]),
+        ("empty", ["run another notebook first"]),
+    ],
+)
+def test_the_notebook_to_explore_shows_two_methods_of_a_store_or_says_what_to_run(place, first, folder, says):
+    out = place / f"explore {folder}.ipynb"
+    papermill.execute_notebook(NOTEBOOKS / "explore.ipynb", out, {"store_dir": str(place / folder)}, progress_bar=False)
+    page = export.export(out, out.with_suffix(".html")).read_text()
+    for words in says:
+        assert re.search(words, page), words
 
 
 def test_the_notebook_on_own_images_finds_planted_errors_and_writes_its_files(place):

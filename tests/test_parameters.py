@@ -12,6 +12,7 @@ import pytest
 
 from ddlnl import parameters
 from ddlnl.errors import InputError
+from ddlnl.methods import DISTILLERS
 from ddlnl.own_parameters import OwnParameters
 from ddlnl.profiles import PROFILES
 
@@ -78,6 +79,19 @@ def test_given_values_arrive_typed_without_repeats():
     assert parameters.check({"ipc": 50}).ipc == (50,)
 
 
+def test_without_a_list_of_methods_every_distiller_is_taken():
+    assert parameters.check({"methods": None}).methods == DISTILLERS
+
+
+def test_a_parameter_of_some_notebooks_is_unknown_to_the_others():
+    names = {"imbalances": ["none", "longtail:10", "none"]}
+    assert parameters.check(names, "imbalances").imbalances == ("none", "longtail:10")
+    with pytest.raises(InputError, match="The parameter 'imbalances' is unknown"):
+        parameters.check(names)
+    with pytest.raises(InputError, match="'imbalances' is 10, and it must be text"):
+        parameters.check({"imbalances": [10]}, "imbalances")
+
+
 def test_an_archive_of_ones_own_is_a_dataset(tmp_path):
     archive = tmp_path / "mine.npz"
     archive.touch()
@@ -111,7 +125,7 @@ def test_a_notebook_is_a_story_of_at_most_12_short_cells_without_outputs(path):
         assert cell.execution_count is None
         assert "def " not in cell.source
     assert code[0].metadata.tags == ["parameters"]
-    assert "parameters.check(globals())" in code[1].source
+    assert "parameters.check(globals()" in code[1].source
 
 
 def test_a_run_of_the_notebook_with_a_misspelt_parameter_ends_before_any_work(tmp_path):

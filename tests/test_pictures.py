@@ -99,6 +99,11 @@ def test_matrices_are_the_label_mass_beside_what_the_noise_alone_gives():
     assert len(rings) == 1
     column, row = (round(3 * offset) for offset in np.subtract(rings[0].get_xy(), corner(figure.axes[0], 1)))
     assert (row, column) == (0, 1)
+    assert "a ring is where" in key(figure)
+
+
+def key(figure) -> str:
+    return " ".join(text.get_text() for text in figure.texts)
 
 
 def corner(ax, number: int) -> tuple[float, float]:
@@ -110,6 +115,8 @@ def test_without_initial_sets_and_without_structure_there_is_one_matrix_less_and
     figure = pictures.mass([outcome("symmetric:0.4", np.eye(3), 10 * np.eye(3) + 1)])
     assert len(images(figure)) == 3
     assert all(patch.get_width() == 1 for patch in figure.axes[0].findobj(Rectangle) if patch in figure.axes[0].patches)
+    assert "label mass" in key(figure)
+    assert "ring" not in key(figure)
 
 
 FREE = {"method": "rcig", "protocol": rcig_evaluation.Protocol()}
@@ -127,6 +134,8 @@ def test_free_labels_are_shown_as_they_are_beside_centred_transitions():
     assert {image.get_clim() for image in (start, shown, transition, random)} == {(-1, 1)}
     assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == ["-4", "0", "4"]
     assert "mean labels" in title(figure)
+    assert "a ring is where" in key(figure)
+    assert "ring" not in key(pictures.mass([outcome("clean", learned, np.eye(3), **FREE)]))
     assert "whose largest learned label is that of their class" in pictures.mass_alt([found])
 
 

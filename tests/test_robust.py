@@ -10,7 +10,6 @@ import torch
 from small import NETWORK, image_set
 
 from ddlnl import evaluation, noise, preprocess, robust, training
-from ddlnl.errors import InputError
 from ddlnl.training import Protocol, Recipe
 
 PROTOCOL = Protocol(NETWORK, Recipe(epochs=4, batch_size=8, lr=0.05, cutmix=0.5), test_points=4)
@@ -112,12 +111,17 @@ def data():
     return images, targets, {"test": (images, torch.from_numpy(train.clean))}
 
 
+def train(data, method, seeds, settings=SETTINGS, progress=None):
+    images, targets, exams = data
+    objective = robust.objective(method, settings, len(seeds), *targets.shape)
+    return evaluation.train_students(images, targets, robust.protocol(PROTOCOL), exams, seeds, progress, objective)
+
+
 @pytest.mark.parametrize("method", robust.METHODS)
 def test_training_by_a_baseline_repeats_and_a_student_does_not_depend_on_the_others(data, method):
-    images, targets, exams = data
-    together = robust.train(images, targets, PROTOCOL, method, exams, [3, 4], SETTINGS)
-    assert together == robust.train(images, targets, PROTOCOL, method, exams, [3, 4], SETTINGS)
-    alone = robust.train(images, targets, PROTOCOL, method, exams, [4], SETTINGS)
+    together = train(data, method, [3, 4])
+    assert together == train(data, method, [3, 4])
+    alone = train(data, method, [4])
     assert together.epochs == [1, 2, 3, 4]
     np.testing.assert_allclose(together.test[1], alone.test[0], atol=0.02)
     assert together.test[0] != together.test[1]
@@ -135,11 +139,10 @@ def test_a_resumed_baseline_ends_with_the_same_accuracies(data, method):
             if step == 2:
                 self.kept = (2, {name: tensor.clone() for name, tensor in state().items()})
 
-    images, targets, exams = data
     memory = Memory()
-    whole = robust.train(images, targets, PROTOCOL, method, exams, [3], SETTINGS, memory)
+    whole = train(data, method, [3], progress=memory)
     assert memory.kept is not None
-    assert robust.train(images, targets, PROTOCOL, method, exams, [3], SETTINGS, memory) == whole
+    assert train(data, method, [3], progress=memory) == whole
 
 
 def test_without_noise_terms_the_baselines_are_the_full_set_without_cutmix(data):
@@ -148,14 +151,9 @@ def test_without_noise_terms_the_baselines_are_the_full_set_without_cutmix(data)
     plain = Protocol(NETWORK, Recipe(epochs=4, batch_size=8, lr=0.05), test_points=4)
     expected = evaluation.train_students(images, targets, plain, exams, [3]).test
     for method, settings in {
-        "full_gce": robust.Settings(gce_q=1e-6),
-        "full_elr": robust.Settings(elr_lambda=0.0),
-        "full_coteaching": robust.Settings(forget_rate=0.0),
+        "gce": robust.Settings(gce_q=1e-6),
+        "elr": robust.Settings(elr_lambda=0.0),
+        "coteaching": robust.Settings(forget_rate=0.0),
     }.items():
-        found = robust.train(images, targets, PROTOCOL, method, exams, [3], settings).test
+        found = train(data, method, [3], settings).test
         np.testing.assert_allclose(found, expected, atol=0.02)
-
-
-def test_an_unknown_baseline_is_refused(data):
-    with pytest.raises(InputError, match=r"'full_glc' is unknown; it is one of full_gce, .* Did you mean 'full_gce'"):
-        robust.train(*data[:2], PROTOCOL, "full_glc", data[2], [0])

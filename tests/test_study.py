@@ -17,7 +17,7 @@ import torch
 from small import image_set, profile
 
 import ddlnl
-from ddlnl import cells, store, study
+from ddlnl import cells, claims, robust, store, study
 from ddlnl.cells import Cell
 from ddlnl.errors import InputError
 from ddlnl.profiles import PROFILES
@@ -77,6 +77,24 @@ def test_experts_are_trained_once_per_noise_setting_and_shared_by_all_ipcs_and_m
     grid = study.grid(archive_path, rates=RATES, methods=["dance", "predicted"], ipcs=[1, 2], seeds=1)
     study.run(grid, tmp_path / "store", device="cpu", progress=False)
     assert len(trained) == len(RATES)
+
+
+def test_methods_that_learn_with_noise_are_cells_of_all_images_and_coteaching_knows_the_noise_rate(
+    archive_path, tmp_path, monkeypatch
+):
+    asked, objective = {}, robust.objective
+    monkeypatch.setattr(
+        robust, "objective", lambda name, known, *sizes: asked.update({name: known}) or objective(name, known, *sizes)
+    )
+    grid = study.grid(archive_path, rates=0.5, methods=["full", *robust.METHODS], ipcs=[1, 2], seeds=1)
+    assert [(cell.method, cell.ipc) for cell in grid] == [("full", 0), ("gce", 0), ("elr", 0), ("coteaching", 0)]
+    table = study.run(grid, tmp_path / "store", device="cpu", progress=False)
+    assert len(set(map(tuple, table["accuracies_last"]))) > 1
+    assert [row["full"]["recipe"]["cutmix"] for row in table["settings"]] == [0.5, 0, 0, 0]
+    assert asked["coteaching"].forget_rate == table["realised_rate"].iloc[0]
+    assert claims.distillers(table) == []
+    with pytest.raises(InputError, match=r"gce, all images, seed 0\) trains on all images"):
+        study.distilled(grid[1], tmp_path / "store")
 
 
 def test_a_cell_gives_the_same_record_alone_and_in_two_workers(archive_path, tmp_path):

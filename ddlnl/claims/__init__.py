@@ -15,7 +15,7 @@ rule it follows and a verdict: *holds*, *does not hold* or *not enough data*. `s
 `versus` compares with any other reference too, such as a control.
 """
 
-from ddlnl.claims._absorption import absorbed
+from ddlnl.claims._absorption import absorbed, rates_of
 from ddlnl.claims._comparison import asymmetric_noise, crossover, natural_noise, symmetric_noise, trend, versus
 from ddlnl.claims._costs import costs
 from ddlnl.claims._privacy import privacy
@@ -41,6 +41,7 @@ __all__ = [
     "interval",
     "natural_noise",
     "privacy",
+    "rates_of",
     "select",
     "show",
     "symmetric_noise",

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from ddlnl.errors import InputError
-from ddlnl.methods import CONTROLS
+from ddlnl.methods import CONTROLS, WHOLE
 
 LEVEL = 0.95
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not enough data"
@@ -44,8 +44,8 @@ def select(table: pd.DataFrame, kind: str = "symmetric", imbalance: str | None =
 
 
 def distillers(table: pd.DataFrame) -> list[str]:
-    """The methods of a table that distil, neither the full set nor a control, in order of appearance."""
-    return [method for method in table["method"].unique() if method not in CONTROLS]
+    """The methods of a table that distil: no control and nothing that trains on all images; in order of appearance."""
+    return [method for method in table["method"].unique() if method not in CONTROLS + WHOLE]
 
 
 def interval(a: np.ndarray, b: np.ndarray, spread: float, test: Callable, level: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from IPython.display import display
 from ddlnl.claims import _absorption, _comparison, _costs, _privacy, _tails
 
 MIME = "application/vnd.ddlnl.claims+json"
-MODULES = {
+OF_CLAIM = {
     _comparison.versus: (_comparison.sentences, _comparison.readable),
     _comparison.trend: (_comparison.sentences_of_trend, _comparison.readable_trend),
     _absorption.absorbed: (_absorption.sentences, _absorption.readable),
@@ -24,7 +24,7 @@ MODULES = {
 
 def headline(verdicts: pd.DataFrame, claim: Callable = _comparison.versus) -> str:
     """The result of a claim, one sentence a line."""
-    return "\n".join(sentence for _, sentence in MODULES[claim][0](verdicts))
+    return "\n".join(sentence for _, sentence in OF_CLAIM[claim][0](verdicts))
 
 
 def show(verdicts: pd.DataFrame, claim: Callable = _comparison.versus) -> None:
@@ -32,7 +32,7 @@ def show(verdicts: pd.DataFrame, claim: Callable = _comparison.versus) -> None:
 
     claim: the function that made them; `symmetric_noise`, `asymmetric_noise` and `natural_noise` are `versus`.
     """
-    say, tabulate = MODULES[claim]
+    say, tabulate = OF_CLAIM[claim]
     found, line = say(verdicts), headline(verdicts, claim)
     head = "".join(f"<p><strong>{html.escape(sentence)}</strong></p>" for _, sentence in found)
     tables = "".join(one.to_html(index=False, border=0, na_rep="none") for one in tabulate(verdicts) if len(one))

@@ -67,7 +67,7 @@ def _halves(mine: pd.Series, theirs: pd.Series) -> tuple[float, float]:
 def sentences(verdicts: pd.DataFrame) -> list[tuple[str, str]]:
     """(verdict, sentence) for the strongest imbalance, and under it the last noise and IPC, of every distiller."""
     rows = verdicts[verdicts["imbalance"] != "none"]
-    factor = rows["imbalance"].str.partition(":")[2].astype(float)
+    factor = rows["imbalance"].str.split(":").str[-1].astype(float)
     last = (
         rows.assign(factor=factor).sort_values(["factor", "ipc"], kind="stable").groupby(["dataset", "method"]).tail(1)
     )
