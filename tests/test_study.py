@@ -183,7 +183,7 @@ class Killed(BaseException):
         ("datm", "datm.Datm", "iterate", 4),
         ("datm", "training", "_epoch", 2),  # in the students of the first checkpoint
         ("datm", "training", "_epoch", 5),  # in those of the last one
-        ("rcig", "rcig.Rcig", "tune", 1),
+        ("rcig", "rcig.Rcig", "begin", 1),
         ("rcig", "rcig.Rcig", "iterate", 1),
         ("rcig", "rcig.Rcig", "iterate", 4),
         ("rcig", "rcig_evaluation._Students", "step", 3),  # in the students of the first checkpoint
