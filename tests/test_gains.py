@@ -72,7 +72,7 @@ def test_cells_that_were_not_evaluated_before_the_first_update_are_left_out():
         cell([40, 41], [60, 61], method="random", evaluate_at=(1.0,)),
         cell([40, 41], [60, 61], noise="asymmetric:0.4"),
     ]
-    others.append(cell([40, 41], [60, 61], method="dance", ipc=2))
+    others.append(cell([40, 41], [60, 61], method="dance", ipc=50))
     others[-1]["curves"][0] = None  # its students diverged
     assert only(started, *others)["method"] == "datm"
     for other in others:
