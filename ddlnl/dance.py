@@ -300,12 +300,12 @@ class _Distillation:
             self.run.require_precision(self.images.images, 0)
 
     def iterate(self, iteration: int) -> None:
-        losses = self.run.iterate(self.images, iteration)
-        if not all(torch.isfinite(loss) for loss in losses):
-            raise training.NotFinite(
-                f"DANCE's losses became {losses[0].item()} (matching) and {losses[1].item()} (calibration) in "
-                f"iteration {iteration} of {self.run.settings.iterations}."
-            )
+        where = f"iteration {iteration} of {self.run.settings.iterations}"
+        # Losses alone do not tell: an infinite pixel is white once it is clamped.
+        loop.require_finite("DANCE", where, **self.state())
+        matching, calibration = self.run.iterate(self.images, iteration)
+        losses = {"matching_loss": matching, "calibration_loss": calibration}
+        loop.require_finite("DANCE", where, **losses, **self.state())
 
     def state(self) -> dict[str, Tensor]:
         return {"images": self.images.images, "velocity": self.images.velocity}

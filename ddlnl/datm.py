@@ -94,14 +94,16 @@ class Datm:
         start, target = ends = self._ends(draws)
         loss, *gradients = self.gradient(draws, ends, settings.precision)
         where = f"iteration {iteration} of {settings.iterations} (expert {draws.expert}, epoch {draws.start})"
-        require_finite(where, start=start, target=target)
+        loop.require_finite("DATM", where, start=start, target=target)
         if loss.isnan():  # a student that diverges to infinity is gated, as published
-            require_finite(where, loss=loss)
+            loop.require_finite("DATM", where, loss=loss)
         self.losses[iteration], self.steps[iteration] = float(loss), float(self.step_size)
         if loss <= settings.threshold:
-            require_finite(where, **{f"gradient of {n}": g for n, g in zip(_VARIABLES, gradients, strict=True)})
+            loop.require_finite(
+                "DATM", where, **{f"gradient of {n}": g for n, g in zip(_VARIABLES, gradients, strict=True)}
+            )
             self._update(dict(zip(_VARIABLES, gradients, strict=True)), iteration)
-            require_finite(where, **{name: getattr(self, name) for name in _VARIABLES})
+            loop.require_finite("DATM", where, **{name: getattr(self, name) for name in _VARIABLES})
         self._require_progress(iteration)
         return loss
 
@@ -199,13 +201,6 @@ class Datm:
         self.clamped = int(state["clamped"])
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
-
-
-def require_finite(where: str, **tensors: Tensor) -> None:
-    """Raise `training.NotFinite` naming the first of the tensors that holds NaN or infinity."""
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise training.NotFinite(f"DATM: {name.replace('_', ' ')} is not finite in {where}.")
 
 
 def expert_of(iteration: int, experts: int, seed: int) -> int:

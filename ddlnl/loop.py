@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from ddlnl.training import NotFinite, Progress
@@ -56,3 +57,10 @@ def follow(run: Run, due: Sequence[int], progress: Progress | None = None) -> It
             kept = progress.load() if progress else None
             state = f"the state before iteration {kept[0]} is kept" if kept else "no earlier state was kept"
             raise NotFinite(f"{error} The last good checkpoint: {state}.") from error
+
+
+def require_finite(method: str, where: str, **tensors: Tensor) -> None:
+    """Raise `training.NotFinite` naming the first of the tensors that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise NotFinite(f"{method}: {name.replace('_', ' ')} is not finite in {where}.")

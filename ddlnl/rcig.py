@@ -120,6 +120,8 @@ class Rcig:
         source = generator(self.seed, "rcig", iteration)
         model = int(torch.randint(len(self.pool), (), generator=source))
         steps = int(torch.randint(1, settings.pool_steps + 1, (), generator=source))
+        variables = {name: getattr(self, name) for name in _VARIABLES}
+        loop.require_finite("RCIG", self._where(iteration), **variables, network=self.pool.base[model])
         labels = self.support()[1]
         tangent, losses, support = self._solve_inner(model, labels, source)
         self.rates.note("inner", iteration, losses, adapt=True)
@@ -127,8 +129,9 @@ class Rcig:
         direction, residuals = self._solve_hessian(support, direct.tangent, source)
         self.rates.note("hessian", iteration, residuals, settings.adapt_hessian)
         implicit = self._implicit(support, labels, tangent, direction, source)
-        self._require_finite(
-            iteration,
+        loop.require_finite(
+            "RCIG",
+            self._where(iteration),
             inner_loss=losses,
             outer_loss=direct.loss,
             direct_gradient=direct.images,
@@ -215,13 +218,10 @@ class Rcig:
             average.step()
         self.curves["losses"][iteration] = float(direct.loss)
         self.curves["accuracies"][iteration] = float(direct.accuracy)
-        self._require_finite(iteration, **{name: getattr(self, name) for name in _VARIABLES})
+        loop.require_finite("RCIG", self._where(iteration), **{name: getattr(self, name) for name in _VARIABLES})
 
-    def _require_finite(self, iteration: int, **tensors: Tensor) -> None:
-        for name, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor).all()):
-                where = f"iteration {iteration} of {self.settings.iterations}"
-                raise training.NotFinite(f"RCIG: the {name.replace('_', ' ')} is not finite in {where}.")
+    def _where(self, iteration: int) -> str:
+        return f"iteration {iteration} of {self.settings.iterations}"
 
     def product(self) -> dict[str, Tensor]:
         """The averages of images, labels and log temperature, on the CPU: what a checkpoint is."""

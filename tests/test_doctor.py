@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from image_sets import arrays, save
-from test_study import archive_path  # noqa: F401
+from test_study import archive_path as archive_path
 
 from ddlnl import datasets, doctor
 from ddlnl.__main__ import main
@@ -87,7 +87,7 @@ def test_a_missing_package_a_full_disk_and_a_damaged_archive_are_named(store, tm
     assert "cut short" in found["data cifar10"].found
 
 
-def test_the_command_line_computes_a_study_and_refuses_what_cannot_be(archive_path, tmp_path, capsys):  # noqa: F811
+def test_the_command_line_computes_a_study_and_refuses_what_cannot_be(archive_path, tmp_path, capsys):
     words = ["study", "--dataset", archive_path, "--rates", "0", "0.5", "--ipcs", "2", "--seeds", "1"]
     words += ["--device", "cpu", "--store-dir", str(tmp_path / "store")]
     main([*words, "--methods", "random"])

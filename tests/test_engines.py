@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import small
-from test_study import archive_path, environment, lasting  # noqa: F401
+from test_study import archive_path as archive_path
+from test_study import environment, lasting
 
 from ddlnl import engines, slurm, study
 from ddlnl.cells import Cell
@@ -57,7 +58,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_study_of_two_workers_outlives_one_that_is_killed_and_ends_with_the_same_table(archive_path, tmp_path):  # noqa: F811
+def test_a_study_of_two_workers_outlives_one_that_is_killed_and_ends_with_the_same_table(archive_path, tmp_path):
     script, marker, store = tmp_path / "run.py", tmp_path / "died", tmp_path / "two"
     script.write_text(PROGRAM.format(archive=archive_path, store=str(store), marker=str(marker)))
     done = subprocess.run(
@@ -81,7 +82,7 @@ class FragileJob(slurm.Job):
         super().__call__()
 
 
-def test_jobs_of_submitit_give_the_same_table_also_where_one_is_killed(archive_path, tmp_path, monkeypatch):  # noqa: F811
+def test_jobs_of_submitit_give_the_same_table_also_where_one_is_killed(archive_path, tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
@@ -94,7 +95,7 @@ def test_jobs_of_submitit_give_the_same_table_also_where_one_is_killed(archive_p
     assert lasting(table) == lasting(study.run(cells, tmp_path / "serial", device="cpu", progress=False))
 
 
-def test_a_job_that_fails_names_its_cell(archive_path, tmp_path, monkeypatch):  # noqa: F811
+def test_a_job_that_fails_names_its_cell(archive_path, tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
@@ -122,7 +123,7 @@ def test_processes_that_die_again_and_again_end_the_study_with_a_sentence():
     assert list(rounds) == [[]]  # one round that finished a cell and three fruitless ones
 
 
-def test_a_machine_without_slurm_says_so(archive_path, tmp_path, monkeypatch):  # noqa: F811
+def test_a_machine_without_slurm_says_so(archive_path, tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setattr(slurm.shutil, "which", lambda name: None)
     cell = Cell(archive_path, "clean", "random", 1, 0, "demo")

@@ -161,11 +161,15 @@ def test_an_ascending_kernel_moves_along_its_gradient_with_rate_one():
 def test_a_run_that_is_not_finite_stops_and_names_what():
     run = make_run()
     run.labels[0, 0] = torch.nan
-    with pytest.raises(training.NotFinite, match="inner loss is not finite in iteration 0 of 6"):
+    with pytest.raises(training.NotFinite, match="labels is not finite in iteration 0 of 6"):
         run.iterate(0)
     run = make_run()
-    run.images[0] = torch.nan
-    with pytest.raises(training.NotFinite, match="Gram"):
+    run.images[0] = torch.inf
+    with pytest.raises(training.NotFinite, match="images is not finite in iteration 0 of 6"):
+        run.iterate(0)
+    run = make_run()
+    run.images[0] = 3e38  # its features overflow
+    with pytest.raises(training.NotFinite, match="Gram matrix"):
         run.iterate(0)
 
 
@@ -175,7 +179,9 @@ def test_a_run_that_stops_names_its_last_good_checkpoint():
     assert next(iterations) == 0
     assert next(iterations) == 3
     run.log_temperature.fill_(torch.nan)
-    with pytest.raises(training.NotFinite, match=r"outer loss .* iteration 3 of 6\..* before iteration 1 is kept\."):
+    with pytest.raises(
+        training.NotFinite, match=r"log temperature .* iteration 3 of 6\..* before iteration 1 is kept\."
+    ):
         next(iterations)
 
 
