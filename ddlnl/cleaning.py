@@ -22,6 +22,7 @@ from ddlnl.profiles import PROFILES
 from ddlnl.training import Objective, Progress, Protocol
 
 FOLDS = 5
+OURS, THEIRS = "students of the other half", "confident learning"
 
 
 class LeftOut(Objective):
@@ -122,9 +123,8 @@ def compare(report: Report, issues: Issues, clean: np.ndarray) -> pd.DataFrame:
     confident learning suspects by itself is not the top of its ranking, so it has a row of its own.
     """
     wrong = report.found.given != clean
-    ours, theirs = "students of the other half", "confident learning"
-    rankings = {ours: report.found.ranking, theirs: issues.ranking}
-    chosen = {f"{theirs}, as it chooses": issues.suspected, ours: report.found.suspected}
+    rankings = {OURS: report.found.ranking, THEIRS: issues.ranking}
+    chosen = {f"{THEIRS}, as it chooses": issues.suspected, OURS: report.found.suspected}
     rows = [(name, index, float("nan")) for name, index in chosen.items() if name not in rankings]
     for name, ranking in rankings.items():
         order = np.empty(len(ranking))
@@ -143,15 +143,19 @@ def compare(report: Report, issues: Issues, clean: np.ndarray) -> pd.DataFrame:
     )
 
 
-def beside(report: Report, device: str = "auto") -> str:
-    """Confident learning beside a report as an HTML table: `compare` where the true labels are known, else how many
-    labels each suspects and how many both."""
+def beside(report: Report, device: str = "auto") -> pd.DataFrame:
+    """Confident learning beside a report: `compare` where the true labels are known, else how many labels each
+    suspects and how many both."""
     issues, train = issues_in(report, device=device), report.images.train
     if train.noise != "clean":
-        table = compare(report, issues, train.clean)
-        shares = ["precision", "recall", "average_precision"]
-        table[shares] = table[shares].map(lambda share: "" if np.isnan(share) else f"{share:.1%}")
-        return table.to_html(index=False, border=0)
+        return compare(report, issues, train.clean)
     ours, theirs = set(report.found.suspected), set(issues.suspected)
-    counts = {"students of the other half": len(ours), "confident learning": len(theirs), "both": len(ours & theirs)}
-    return pd.DataFrame({"found_by": counts.keys(), "suspected": counts.values()}).to_html(index=False, border=0)
+    counts = {OURS: len(ours), THEIRS: len(theirs), "both": len(ours & theirs)}
+    return pd.DataFrame({"found_by": counts.keys(), "flagged": counts.values()})
+
+
+def readable(comparison: pd.DataFrame) -> str:
+    """What `beside` returned, as an HTML table with shares in per cent."""
+    shares = [name for name in comparison if name not in ("found_by", "flagged")]
+    shown = {name: comparison[name].map(lambda share: "" if np.isnan(share) else f"{share:.1%}") for name in shares}
+    return comparison.assign(**shown).to_html(index=False, border=0)

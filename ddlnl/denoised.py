@@ -94,10 +94,15 @@ class Report:
             "wrong_after": float((self.found.corrected != clean).mean()),
         }
 
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write the distilled set, the tables as CSV and the settings as JSON to a folder; returns the paths."""
+    def save(self, folder: str | Path, comparison: pd.DataFrame | None = None) -> list[Path]:
+        """Write the distilled set, the tables as CSV and the settings as JSON to a folder; returns the paths.
+
+        comparison: another table, that of `ddlnl.cleaning.beside`.
+        """
         place = Path(folder).expanduser()
         tables = {"suspects": self.suspects, "labels": self.labels, "transition": self.transition.reset_index()}
+        if comparison is not None:
+            tables["comparison"] = comparison.round(3)
         self.small.save(place / "distilled.safetensors")
         for name, table in tables.items():
             _write(place / f"{name}.csv", table.to_csv(index=False, float_format="%.6f"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from small import image_set, profile
@@ -113,3 +115,19 @@ def test_confident_learning_runs_on_a_report_with_its_profile_and_seed(data, mon
     first, second = (cleaning.issues_in(report, folds=2, device="cpu") for _ in range(2))
     np.testing.assert_array_equal(first.ranking, second.ranking)
     assert set(first.suspected) <= set(range(len(data)))
+
+
+def test_the_table_beside_a_report_is_written_with_it_and_without_truth_only_counts(data, monkeypatch, tmp_path):
+    pytest.importorskip("cleanlab")
+    monkeypatch.setitem(PROFILES, "demo", profile())
+    report = ddlnl.denoise(data, "random", 2, "demo")
+    table = cleaning.beside(report, "cpu")
+    assert "%</td>" in cleaning.readable(table)
+    paths = report.save(tmp_path, table)
+    assert tmp_path / "comparison.csv" in paths
+    assert list(pd.read_csv(tmp_path / "comparison.csv")["found_by"]) == list(table["found_by"])
+    untold = replace(data, clean=data.observed, noise="clean")
+    counts = cleaning.beside(ddlnl.denoise(untold, "random", 2, "demo"), "cpu").set_index("found_by")["flagged"]
+    assert counts["both"] <= min(counts[cleaning.OURS], counts[cleaning.THEIRS])
+    assert list(counts.index) == [cleaning.OURS, cleaning.THEIRS, "both"]
+    assert "%" not in cleaning.readable(counts.reset_index())

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ddlnl import claims, gains, store
+import pandas as pd
+
+from ddlnl import claims, cleaning, gains, store
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 WORDS = " ".join(README.split())
+SPACED = WORDS.replace(" %", "%")
 TABLE = store.table(ROOT / "notebooks" / "results")
 
 
@@ -67,6 +70,17 @@ def test_the_comparison_at_80_percent_noise_in_the_readme_is_that_of_its_records
         f"50 of those agreed images per class give {accuracy['predicted', 50]:.1f} %, the best distilled set "
         f"{best:.1f} % and the whole set {accuracy['full', 0]:.1f} %." in WORDS
     )
+
+
+def test_the_comparison_with_confident_learning_in_the_readme_is_that_of_its_table():
+    table = pd.read_csv(ROOT / "notebooks" / "results" / "cifar10n_worst_comparison.csv")
+    fewest = int(table["flagged"].min())
+    rows = table[table["flagged"] == fewest].set_index("found_by")
+    ours, theirs = rows.loc[cleaning.OURS], rows.loc[cleaning.THEIRS]
+    assert f"the {fewest:,} most doubtful labels of students are wrong in {ours['precision']:.1%}" in SPACED
+    assert f"in cross-validation, in {theirs['precision']:.1%}" in SPACED
+    averages = f"{100 * ours['average_precision']:.1f} against {100 * theirs['average_precision']:.1f} %"
+    assert f"average precision is {averages}" in WORDS
 
 
 def test_every_cell_of_the_figure_has_one_record_and_every_linked_file_is_there():
