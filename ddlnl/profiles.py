@@ -130,6 +130,7 @@ _SHORT_RCIG = rcig_settings.Settings(  # RCIG in minutes: fewer, larger steps, a
     evaluate_at=(0.0, 1.0),
 )
 _FEWER = replace(_SHORT_RCIG, iterations=55, lr=0.03, pool_steps=5, mirror=False)
+_TINY = replace(_SHORT_RCIG, iterations=40, width=16, lr=0.05, inner_steps=3, hessian_steps=3, pool_steps=5)
 
 PROFILES = {
     "demo": Profile(
@@ -160,9 +161,9 @@ PROFILES = {
             settings=((1, replace(_SHORT, iterations=15, step_size=0.05, steps=8, max_start=7)),),
         ),
         rcig=rcig_plan.Plan(
-            settings=((1, replace(_SHORT_RCIG, width=16, iterations=40, lr=0.05, inner_steps=3, hessian_steps=3)),),
+            settings=((1, _TINY), (10, replace(_TINY, iterations=25, lr=0.1))),
             student=rcig_evaluation.Protocol(
-                width=16, augmentation="crop_rotate_translate_cutout", steps=100, lr=1e-2, warmup=20, batch=32
+                width=16, augmentation="crop_rotate_translate_cutout", steps=120, lr=0.02, warmup=20, batch=32
             ),
         ),
         reductions=(
@@ -172,11 +173,11 @@ PROFILES = {
             "DATM: 15 iterations of 8 student steps towards the next epoch (10,000 of 80 towards the one after); "
             "2 experts of 8 epochs in batches of 64 at a rate of 0.1 (100 of 100, 256, 0.01); students trained for at "
             "most 80 steps (1,001 epochs)",
-            "RCIG: 40 iterations at seventeen times the published learning rate (10,000) with 3 steps of conjugate "
-            "gradients for either solve (20 of Adam); networks that begin with width 16 (128), a pool of 5 (30) that "
-            "begin anew after 50 steps (100); 256 real images per iteration (1,024), a moving average of decay 0.9 "
-            "(0.99); students trained for 100 steps of at most 32 images at a rate of 0.01 (1,000 or 2,000 of 256 at "
-            "0.0001)",
+            "RCIG: 40 iterations (25 from IPC 10 on) at seventeen times (thirty-three times) the published learning "
+            "rate (10,000) with 3 steps of conjugate gradients for either solve (20 of Adam); networks that begin with "
+            "width 16 (128), a pool of 5 (30) that learn ten times as fast and begin anew after 50 steps (100); 256 "
+            "real images per iteration (1,024), a moving average of decay 0.9 (0.99); students trained for 120 steps "
+            "of at most 32 images at a rate of 0.02 (1,000 or 2,000 of 256 at 0.0001)",
             "3 students per set, trained for at most 120 steps at a learning rate of 0.03 (1,500 epochs at 0.01)",
             "full noisy set: 3 networks, 20 epochs, tested after every fourth, trained as the students are",
         ),
@@ -228,9 +229,9 @@ PROFILES = {
             "batches of 64 at a rate of 0.02 (100 of 100, 256, 0.01)",
             "RCIG: 190 iterations (55 from IPC 10 on, 12 from IPC 50 on, both without mirror images) instead of 10,000 "
             "at seven to ten times the learning rate, 5 steps of conjugate gradients for either solve instead of 20 of "
-            "Adam; networks that begin with width 32 (128), a pool of 5 (30) that begin anew after 50 steps (100); 256 "
-            "real images per iteration (1,024), a moving average of decay 0.9 (0.99); students trained for 100 steps "
-            "of at most 64 images at a rate of 0.002 (1,000 or 2,000 of 256 at 0.0001)",
+            "Adam; networks that begin with width 32 (128), a pool of 5 (30) that learn ten times as fast and begin "
+            "anew after 50 steps (100); 256 real images per iteration (1,024), a moving average of decay 0.9 (0.99); "
+            "students trained for 100 steps of at most 64 images at a rate of 0.002 (1,000 or 2,000 of 256 at 0.0001)",
             "full noisy set: 3 networks, 20 epochs, tested after each, trained as the students are",
         ),
         threads=1,

@@ -52,7 +52,7 @@ MUTANTS = [
     ("augment_cpu.cpp", "at[1] += scratch.weights[1][j]", "at[1] += scratch.weights[0][j]"),
     ("augment_cpu.cpp", "call.stages - 1 - s : s", "s : s"),
     ("augment.h", "box = (side + 1) / 2", "box = side / 2"),
-    ("smooth_cpu.cpp", "0.693359375f", "0.6933594f"),
+    ("smooth_cpu.cpp", "p * r + 1.0f / 24", "p * r + 1.0f / 25"),
     ("smooth_cpu.cpp", "negative ? e : one", "negative ? one : e"),
     ("smooth_cpu.cpp", "std::fill_n(to, x.numel(), A(0))", "std::fill_n(to, x.numel(), A(1))"),
     ("distances_cpu.cpp", "a = A(from[i]) - goal", "a = A(from[i]) + goal"),
