@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -88,6 +89,12 @@ def test_the_comparison_with_confident_learning_in_the_readme_is_that_of_its_tab
     assert f"in cross-validation, in {theirs['precision']:.1%}" in SPACED
     averages = f"{100 * ours['average_precision']:.1f} against {100 * theirs['average_precision']:.1f} %"
     assert f"average precision is {averages}" in WORDS
+
+
+def test_the_faults_of_the_readme_are_those_that_were_counted():
+    counts = json.loads((ROOT / "notebooks" / "results" / "faults.json").read_text())
+    rows = re.findall(r"\| ([\d,]+) of ([\d,]+) \|$", README, re.MULTILINE)
+    assert rows == [(f"{one['kept']:,}", f"{one['tried']:,}") for one in counts.values()]
 
 
 def test_every_cell_of_the_figure_has_one_record_and_every_linked_file_is_there():
