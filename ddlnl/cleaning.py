@@ -19,7 +19,7 @@ from ddlnl.denoised import Report
 from ddlnl.errors import InputError
 from ddlnl.generators import derive, numpy_generator
 from ddlnl.profiles import PROFILES
-from ddlnl.training import Objective, Progress, Protocol
+from ddlnl.training import Objective, Protocol
 
 FOLDS = 5
 OURS, THEIRS = "students of the other half", "confident learning"
@@ -41,16 +41,13 @@ class LeftOut(Objective):
         return ((losses * seen).sum(1) / seen.sum(1).clamp(min=1)).sum()
 
 
-def cross_validated(
-    images: Tensor, targets: Tensor, protocol: Protocol, seed: int, folds: int = FOLDS, progress: Progress | None = None
-) -> np.ndarray:
+def cross_validated(images: Tensor, targets: Tensor, protocol: Protocol, seed: int, folds: int = FOLDS) -> np.ndarray:
     """(N, K) float64 probabilities of each class, each image's from the network that was not trained on it.
 
     Args:
         images, targets: (N, C, H, W) preprocessed float32, (N, K) float32 one-hot observed labels.
         protocol: that of the full noisy set, followed without CutMix, which would mix labels across the parts.
         folds: parts, of about equal size in every observed class.
-        progress: where to resume from (`training.Progress`); the end result is that of an uninterrupted run.
 
     Raises `InputError` where a class has fewer images than there are parts.
     """
@@ -60,7 +57,7 @@ def cross_validated(
     classes, channels, size = targets.shape[1], images.shape[1], images.shape[-1]
     seeds = [derive(seed, "fold", fold) for fold in range(folds)]
     stack = training.initialise(lambda: protocol.architecture.build(classes, size, channels), seeds, images.device)
-    training.train(stack, images, targets, recipe, seeds, progress=progress, objective=LeftOut(part))
+    training.train(stack, images, targets, recipe, seeds, objective=LeftOut(part))
     every = training.predict(stack, images).softmax(2)
     return every[part, torch.arange(len(images), device=images.device)].double().cpu().numpy()
 

@@ -56,11 +56,16 @@ def export(notebook_path: str | Path, html_path: str | Path, links: Sequence[tup
     return Path(html_path)
 
 
+def outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """What the cells of an executed notebook display, in order; neither streams nor errors."""
+    return [output for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]
+
+
 def figures(notebook: nbformat.NotebookNode, stem: str | Path) -> list[Path]:
     """Write every figure that `ddlnl.figures.show` left in an executed notebook as `stem`-<number>.svg and .pdf."""
-    bundles = [output.data for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]
     paths = []
-    for number, drawn in enumerate((one[VECTORS] for one in bundles if VECTORS in one), start=1):
+    drawings = (output.data[VECTORS] for output in outputs(notebook) if VECTORS in output.data)
+    for number, drawn in enumerate(drawings, start=1):
         for suffix, content in sorted(drawn.items()):
             paths.append(Path(f"{stem}-{number}.{suffix}"))
             paths[-1].parent.mkdir(parents=True, exist_ok=True)
@@ -74,10 +79,9 @@ def summary(notebook_path: str | Path) -> str:
 
     Raises `InputError` where there is no notebook, or where it holds no result because it has not run to its claims.
     """
-    for cell in read(notebook_path).cells:
-        for output in cell.get("outputs", ()):
-            if MIME in output.get("data", {}):
-                return output["data"][MIME]["headline"]
+    for output in outputs(read(notebook_path)):
+        if MIME in output.data:
+            return output.data[MIME]["headline"]
     raise InputError(f"The notebook {notebook_path} holds no result; run it first, for example with papermill.")
 
 

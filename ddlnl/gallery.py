@@ -114,14 +114,10 @@ def _claim(notebook: nbformat.NotebookNode) -> str:
     return next((part for part in paragraphs if part.strip() and not part.startswith("#")), "")
 
 
-def _outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    return [output for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]
-
-
 def _sentences(notebook: nbformat.NotebookNode) -> tuple[tuple[str | None, str], ...]:
     """(verdict, sentence) of every claim that the notebook shows; a measurement, as of speed, has no verdict."""
     found = []
-    for told in (output.data[MIME] for output in _outputs(notebook) if MIME in output.data):
+    for told in (output.data[MIME] for output in export.outputs(notebook) if MIME in output.data):
         found += [(one["verdict"], one["text"]) for one in told.get("sentences", ())]
         if "sentences" not in told:
             found += [(None, line) for line in told["headline"].splitlines()]
@@ -130,7 +126,7 @@ def _sentences(notebook: nbformat.NotebookNode) -> tuple[tuple[str | None, str],
 
 def _first_image(notebook: nbformat.NotebookNode) -> tuple[str | None, str]:
     """The first figure, made small, as a data address, and its alternative text."""
-    for output in _outputs(notebook):
+    for output in export.outputs(notebook):
         if "image/png" in output.data:
             with Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))) as image:
                 small = image.convert("RGB")

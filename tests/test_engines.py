@@ -129,3 +129,12 @@ def test_a_machine_without_slurm_says_so(archive_path, tmp_path, monkeypatch):
     cell = Cell(archive_path, "clean", "random", 1, 0, "demo")
     with pytest.raises(InputError, match="needs the command sbatch"):
         study.run([cell], tmp_path, device="cpu", engine="slurm", progress=False)
+
+
+def test_a_preempted_job_queues_itself_again(archive_path):
+    pytest.importorskip("submitit")
+    computed = []
+    job = slurm.Job(computed.append, Cell(archive_path, "clean", "random", 1, 0, "demo"))
+    again = job.checkpoint()
+    again.function(*again.args, **again.kwargs)
+    assert computed == [job.cell]

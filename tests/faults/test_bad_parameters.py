@@ -12,8 +12,6 @@ import pytest
 import ddlnl
 from ddlnl import __main__, cells, denoising, noise, own_parameters, parameters, study
 from ddlnl.errors import InputError
-from ddlnl.methods import METHODS
-from ddlnl.profiles import PROFILES
 
 PROMISE = "wrong parameters are refused in one sentence"
 TEXTS = ["", " ", "../../etc/passwd", "/dev/null", "C:\\con", "a\nb", "x" * 5000, "\0", "💥", "None", "nan", "-1", "*"]
@@ -170,8 +168,3 @@ def test_a_wrong_word_on_the_command_line_ends_with_code_2(words, tally, capsys,
     assert capsys.readouterr().err.strip()
     assert not list(tmp_path.iterdir())
     tally(PROMISE)
-
-
-def test_the_lists_above_name_what_there_is():
-    assert {"demo", "laptop"} <= set(PROFILES)
-    assert {"dance", "full"} <= set(METHODS)
