@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import ipywidgets
 import pandas as pd
 from IPython.display import Markdown, display
+from matplotlib.figure import Figure
 
 from ddlnl import claims, compared, figures, stored_sets
 from ddlnl.distilled import DistilledSet
@@ -52,6 +54,15 @@ def first(table: pd.DataFrame) -> Choice | None:
 
 def view(table: pd.DataFrame, choice: Choice, store_dir: str | Path | None = None) -> None:
     """Display the cells of a choice beside each other, or say in one sentence which has no record."""
+    found = _cells(table, choice)
+    if isinstance(found, str):
+        display(Markdown(found))
+    else:
+        figures.show(_drawn(found, store_dir), compared.alt_text(found))
+
+
+def _cells(table: pd.DataFrame, choice: Choice) -> pd.DataFrame | str:
+    """The records of a choice, a row per method; or the sentence that says which is missing."""
     rows = []
     for method in dict.fromkeys((choice.method, choice.beside)):
         place = {one.name: getattr(choice, one.name) for one in fields(Choice)[:4]} | {"method": method}
@@ -59,12 +70,13 @@ def view(table: pd.DataFrame, choice: Choice, store_dir: str | Path | None = Non
         here = table[(table[list(place)] == list(place.values())).all(axis=1)].sort_values("seed")
         if here.empty:
             words = [f"IPC {choice.ipc}", choice.profile, choice.dataset, choice.noise, f"imbalance {choice.imbalance}"]
-            display(Markdown(f"There is no record of {figures.name(method)} for {', '.join(words)}."))
-            return
+            return f"There is no record of {figures.name(method)} for {', '.join(words)}."
         rows.append(here.iloc[0])
-    shown = pd.DataFrame(rows)
-    sets = [_set_of(row, Store(store_dir)) for row in rows]
-    figures.show(compared.cells(shown, sets), compared.alt_text(shown))
+    return pd.DataFrame(rows)
+
+
+def _drawn(rows: pd.DataFrame, store_dir: str | Path | None) -> Figure:
+    return compared.cells(rows, [_set_of(row, Store(store_dir)) for _, row in rows.iterrows()])
 
 
 def _set_of(row: pd.Series, store: Store) -> DistilledSet | None:
@@ -74,7 +86,11 @@ def _set_of(row: pd.Series, store: Store) -> DistilledSet | None:
 
 
 def panel(table: pd.DataFrame, store_dir: str | Path | None = None) -> ipywidgets.Widget:
-    """A list to choose from for each field of `Choice`; what is chosen is shown below, as by `view`."""
+    """A list to choose from for each field of `Choice`; what is chosen is shown below, as by `view`.
+
+    The picture is an HTML widget. An output widget, which could display it, makes a notebook that runs without a
+    browser hang now and then: nbclient answers it on the socket where it waits for the cell to end.
+    """
     start = first(table)
     if start is None:
         return ipywidgets.Label(NOTHING)
@@ -83,7 +99,18 @@ def panel(table: pd.DataFrame, store_dir: str | Path | None = None) -> ipywidget
         field: ipywidgets.Dropdown(options=values, value=getattr(start, field), description=field)
         for field, values in options.items()
     }
-    shown = ipywidgets.interactive_output(lambda **chosen: view(table, Choice(**chosen), store_dir), lists)
+    shown = ipywidgets.HTML()
+
+    def show(_: object = None) -> None:
+        found = _cells(table, Choice(**{field: one.value for field, one in lists.items()}))
+        if isinstance(found, str):
+            shown.value = f"<p>{html.escape(found)}</p>"
+        else:
+            shown.value = figures.as_html(_drawn(found, store_dir), compared.alt_text(found))
+
+    for one in lists.values():
+        one.observe(show, "value")
+    show()
     return ipywidgets.VBox([ipywidgets.HBox(list(lists.values()), layout={"flex_flow": "row wrap"}), shown])
 
 

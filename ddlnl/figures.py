@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from importlib import resources
 from pathlib import Path
@@ -336,6 +337,13 @@ def show(figure: Figure, alt: str) -> None:
     drawn = {suffix: _encoded(figure, suffix, alt) for suffix in ABOUT}
     data = {"image/png": drawn.pop("png"), VECTORS: drawn, "text/plain": alt}
     display(data, metadata={"image/png": size | {"alt": alt}}, raw=True)
+
+
+def as_html(figure: Figure, alt: str) -> str:
+    """A figure as an `img` element with its alternative text, for where nothing can be displayed."""
+    width = round(figure.get_figwidth() * SCREEN)
+    source = f"data:image/png;base64,{_encoded(figure, 'png', alt)}"
+    return f'<img src="{source}" alt="{html.escape(alt)}" width="{width}" style="max-width: 100%; height: auto">'
 
 
 def _encoded(figure: Figure, suffix: str, alt: str) -> str:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import nbformat
-import papermill
 import pytest
 import torch
+from executed import execute
 
 from ddlnl import bench, export, figures
 from ddlnl.bench import __main__ as command
@@ -201,7 +201,7 @@ def test_the_notebook_becomes_a_page_with_the_verdict(tmp_path):
     fewer = "measure = rcig_early_stop.measure\nrcig_early_stop.measure = lambda device: measure((1,), device=device)"
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(f"{small}\nbench.SHORTEST = 0.001\n{fewer}"))
     nbformat.write(notebook, tmp_path / "small.ipynb")
-    papermill.execute_notebook(tmp_path / "small.ipynb", tmp_path / "out.ipynb", {"device": "cpu"}, progress_bar=False)
+    execute(tmp_path / "small.ipynb", tmp_path / "out.ipynb", device="cpu")
     assert " of 2 targets of speed are reached" in export.summary(tmp_path / "out.ipynb")
     page = export.export(tmp_path / "out.ipynb", tmp_path / "out.html").read_text()
     assert 'alt="Times faster than the eager composition: norm relu pool 8 ' in page

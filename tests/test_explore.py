@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import ipywidgets
 import numpy as np
 import pandas as pd
 import pytest
@@ -120,16 +121,28 @@ def test_of_two_records_of_one_cell_the_one_made_last_counts():
     assert 0.123 in set(newest["accuracy_last"])
 
 
-def test_the_lists_hold_every_value_and_changing_one_changes_what_is_shown(shown, tmp_path):
+def test_the_lists_hold_every_value_and_changing_one_changes_the_picture_and_its_alternative_text(tmp_path):
     table = pd.concat([results(methods=("dance", "datm")), results(ipcs=(50,))])
-    lists, _ = explore.panel(table, tmp_path).children
+    lists, picture = explore.panel(table, tmp_path).children
     found = {one.description: (list(one.options), one.value) for one in lists.children}
     assert found["ipc"] == ([10, 50], 10)
     assert found["noise"] == (["clean", "symmetric:0.4"], "symmetric:0.4")
     assert found["method"] == (["dance", "datm", "random", "random_soft", "predicted", "full"], "dance")
-    shown.clear()
+    assert "DATM, IPC 10" in picture.value
     lists.children[-1].value = "full"
-    assert any("full noisy set, 1347 images" in bundle["text/plain"] for bundle in shown)
+    assert picture.value.startswith('<img src="data:image/png;base64,')
+    assert "full noisy set, 1347 images" in picture.value
+    lists.children[4].value = 50
+    lists.children[-1].value = "datm"
+    assert picture.value.startswith("<p>There is no record of DATM for IPC 50, demo,")
+
+
+def test_no_widget_of_the_panel_is_an_output_widget_on_which_a_run_without_a_browser_can_hang(tmp_path):
+    waiting = [explore.panel(results(methods=("dance", "datm")), tmp_path)]
+    while waiting:
+        widget = waiting.pop()
+        assert not isinstance(widget, ipywidgets.Output)
+        waiting += getattr(widget, "children", ())
 
 
 def test_an_empty_store_has_nothing_to_choose_and_says_what_to_run(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import papermill
 import pytest
 from browser import BROWSER, chromium, faults
+from executed import execute
 
 from ddlnl import export, robust, store
 from ddlnl.methods import CONTROLS
@@ -23,8 +24,7 @@ def place(tmp_path_factory):
 
 def run(place: Path, out: str, notebook: str = "fig2_symmetric", **given: object) -> Path:
     given = SMALL | {"store_dir": str(place / "store")} | given
-    papermill.execute_notebook(NOTEBOOKS / f"{notebook}.ipynb", place / out, given, progress_bar=False)
-    return place / out
+    return execute(NOTEBOOKS / f"{notebook}.ipynb", place / out, **given)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_a_notebook_runs_on_the_embedded_dataset_and_its_page_says_what_it_found
 )
 def test_the_notebook_to_explore_shows_two_methods_of_a_store_or_says_what_to_run(place, first, folder, says):
     out = place / f"explore {folder}.ipynb"
-    papermill.execute_notebook(NOTEBOOKS / "explore.ipynb", out, {"store_dir": str(place / folder)}, progress_bar=False)
+    execute(NOTEBOOKS / "explore.ipynb", out, store_dir=str(place / folder))
     page = export.export(out, out.with_suffix(".html")).read_text()
     for words in says:
         assert re.search(words, page), words
@@ -150,7 +150,7 @@ def test_the_notebook_to_explore_shows_two_methods_of_a_store_or_says_what_to_ru
 
 def test_the_notebook_on_own_images_finds_planted_errors_and_writes_its_files(place):
     given = {"ipc": 4, "device": "cpu", "out_dir": str(place / "denoised")}
-    papermill.execute_notebook(NOTEBOOKS / "your_data.ipynb", place / "own.ipynb", given, progress_bar=False)
+    execute(NOTEBOOKS / "your_data.ipynb", place / "own.ipynb", **given)
     page = export.export(place / "own.ipynb", place / "own.html").read_text()
     shares = re.search(
         r"known here: ([\d.]+)% of the suspected labels are wrong, and ([\d.]+)% of the wrong ones", page

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from executed import execute
 
 from ddlnl import parameters
 from ddlnl.errors import InputError
@@ -132,5 +133,5 @@ def test_a_run_of_the_notebook_with_a_misspelt_parameter_ends_before_any_work(tm
     notebook = next(path for path in NOTEBOOKS if path.stem == "fig2_symmetric")
     given = {"icp": 50, "store_dir": str(tmp_path / "store")}
     with pytest.raises(papermill.PapermillExecutionError, match="The parameter 'icp' is unknown"):
-        papermill.execute_notebook(notebook, tmp_path / "out.ipynb", given, progress_bar=False)
+        execute(notebook, tmp_path / "out.ipynb", **given)
     assert not (tmp_path / "store").exists()
