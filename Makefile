@@ -1,6 +1,6 @@
 # make demo    one figure from nothing but Python >= 3.10 and a C++ compiler: .venv, notebook, out.html
 # make gallery every notebook in the demo profile: gallery/index.html
-# make look    every page of the gallery in headless Chromium, narrow and wide, light and dark
+# make look    every page of the gallery in headless Chromium, narrow and wide, light and dark; every notebook in JupyterLab
 # make test    the whole suite in the same environment; DDLNL_DATA=folder adds the tests on real archives
 # make lint    style of the code and the notebooks, and that the notebooks are stored without outputs
 # make sanitize  the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -34,6 +34,7 @@ gallery: install
 
 look: gallery install-test
 	$(BIN)/python tests/browser.py gallery
+	$(BIN)/python tests/lab.py gallery
 
 test: install-test
 	$(BIN)/python -m pytest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import lab
 import papermill
 import pytest
 from browser import BROWSER, chromium, faults
@@ -146,6 +147,27 @@ def test_the_notebook_to_explore_shows_two_methods_of_a_store_or_says_what_to_ru
     page = export.export(out, out.with_suffix(".html")).read_text()
     for words in says:
         assert re.search(words, page), words
+
+
+CHOOSE = """(async () => {
+  const picture = () => document.querySelector('.jupyter-widgets img').alt;
+  const [list, before] = [[...document.querySelectorAll('.jupyter-widgets select')].at(-1), picture()];
+  list.selectedIndex = [...list.options].findIndex(option => option.text === 'full');
+  list.dispatchEvent(new Event('change', {bubbles: true}));
+  while (picture() === before) await new Promise(done => setTimeout(done, 100));
+  return [before, picture()];
+})()"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed, so no notebook is opened in JupyterLab")
+def test_in_jupyterlab_the_lists_of_the_notebook_to_explore_change_its_picture(place, first, tmp_path):
+    execute(NOTEBOOKS / "explore.ipynb", tmp_path / "explore.ipynb", store_dir=str(place / "store"))
+    with lab.jupyterlab(tmp_path) as address, chromium(tmp_path / ".profile") as tab:
+        assert lab.faults("explore.ipynb", lab.run(tab, address, "explore.ipynb")) == []
+        answer = tab.call("Runtime.evaluate", expression=CHOOSE, awaitPromise=True, returnByValue=True)
+    before, after = answer["result"]["value"]
+    assert "full noisy set" not in before
+    assert "full noisy set" in after
 
 
 def test_the_notebook_on_own_images_finds_planted_errors_and_writes_its_files(place):
