@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,17 @@ def die_once(marker: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def meet(folder: Path, processes: int, patience: float = 120.0) -> None:
+    """Wait until so many processes have come here."""
+    folder.mkdir(exist_ok=True)
+    (folder / str(os.getpid())).touch()
+    end = time.monotonic() + patience
+    while len(list(folder.iterdir())) < processes:
+        if time.monotonic() > end:
+            raise TimeoutError(f"fewer than {processes} processes work at the same time")
+        time.sleep(0.05)
+
+
 def twelve(archive: str) -> list[Cell]:
     methods = ["full", "dance", "random", "random_soft", "predicted", "datm"]
     return study.grid(archive, rates=[0.5], methods=methods, ipcs=[2], seeds=2)
@@ -38,12 +50,13 @@ import pathlib, warnings
 import small
 from ddlnl import engines, study
 from ddlnl.profiles import PROFILES
-from test_engines import die_once, twelve
+from test_engines import die_once, meet, twelve
 
 PROFILES["demo"] = small.profile()  # also in spawned workers, which import this file
 run_cell = engines.run_cell
 
 def fragile(cell, *arguments):
+    meet(pathlib.Path({together!r}), 2)
     if cell.method == "predicted":
         die_once(pathlib.Path({marker!r}))
     run_cell(cell, *arguments)
@@ -58,9 +71,12 @@ if __name__ == "__main__":
 """
 
 
-def test_a_study_of_two_workers_outlives_one_that_is_killed_and_ends_with_the_same_table(archive_path, tmp_path):
+def test_a_study_of_two_workers_at_once_outlives_one_that_is_killed_and_ends_with_the_same_table(
+    archive_path, tmp_path
+):
     script, marker, store = tmp_path / "run.py", tmp_path / "died", tmp_path / "two"
-    script.write_text(PROGRAM.format(archive=archive_path, store=str(store), marker=str(marker)))
+    places = {"archive": archive_path, "store": str(store), "marker": str(marker), "together": str(tmp_path / "pids")}
+    script.write_text(PROGRAM.format(**places))
     done = subprocess.run(
         [sys.executable, script], check=True, env=environment(threads=2), capture_output=True, text=True
     )
