@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -86,13 +87,15 @@ def test_the_environment_that_make_builds_has_the_pinned_versions():
 def build_wheel(folder: Path, **environment: str) -> tuple[Path, str]:
     """Build a copy of the package with the hook that pip calls; return the unpacked wheel and all that was printed.
 
-    Without CUDA, which would take minutes.
+    Without CUDA and without optimisation, which would take minutes.
     """
     source, site = folder / "source", folder / "site"
     for name in ("ddlnl", "csrc"):
         shutil.copytree(ROOT / name, source / name, ignore=LEFTOVERS)
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)
+    flags = json.loads((ROOT / "csrc" / "flags.json").read_text())
+    (source / "csrc" / "flags.json").write_text(json.dumps(flags | {"cpu": [*flags["cpu"], "-O0"]}))
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where ninja is
     done = subprocess.run(
         [sys.executable, "-c", "from setuptools import build_meta; build_meta.build_wheel('..')"],
