@@ -14,7 +14,10 @@ import math
 import platform
 import statistics
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ import ddlnl
 from ddlnl import (
     _allocator,
     archives,
+    cleaned,
+    cleaning,
     datasets,
     evaluation,
     measure,
@@ -44,7 +49,7 @@ from ddlnl.evaluation import RULES
 from ddlnl.generators import numpy_generator
 from ddlnl.preprocess import Preprocessing
 from ddlnl.profiles import PROFILES, Profile
-from ddlnl.store import Store, key_of
+from ddlnl.store import Progress, Store, key_of
 from ddlnl.training import NotFinite, Objective
 from ddlnl.trajectories import Trajectories
 
@@ -111,7 +116,10 @@ def _prepared(dataset: str, spec: str, imbalance: str, seed: int, profile: str, 
 
 
 def prepare(cell: Cell, data_dir: str | Path | None = None) -> Data:
-    """Load, unbalance, corrupt and split. Raises `InputError` where the cell cannot be (IPC above a class)."""
+    """Load, unbalance, corrupt and split.
+
+    Raises `InputError` where the cell cannot be (IPC above a class) or needs what is not installed.
+    """
     methods.check(cell.profile, PROFILES, "profile")
     methods.check(cell.method, methods.METHODS, "method")
     place = _place(cell.dataset, data_dir)
@@ -119,6 +127,8 @@ def prepare(cell: Cell, data_dir: str | Path | None = None) -> Data:
     methods.check_square(data.train)
     if cell.method not in methods.WHOLE:
         methods.check_ipc(data.train, cell.ipc)
+    if cell.method in methods.CLEANED:
+        cleaned.check(data.train)
     return data
 
 
@@ -155,9 +165,11 @@ def settings_of(profile: Profile, cell: Cell, dataset: str) -> dict[str, Any]:
         "preprocessing": profile.preprocessing_for(method),
         "full" if whole else "student": dataclasses.asdict(student),
     }
+    if method in methods.CLEANED:
+        settings["cleaning"] = cleaning_settings(profile)
     if method in robust.METHODS:
         settings["objective"] = dataclasses.asdict(robust.Settings())
-    elif method == "dance":
+    elif method in methods.DANCE:
         settings["distiller"] = dataclasses.asdict(profile.dance)
     elif method == "datm":
         settings["distiller"] = dataclasses.asdict(plan.settings_for(dataset, spec, cell.ipc))
@@ -171,7 +183,12 @@ def settings_of(profile: Profile, cell: Cell, dataset: str) -> dict[str, Any]:
 
 def whole_protocol(profile: Profile, method: str) -> Protocol:
     """How a method of `methods.WHOLE` trains."""
-    return profile.full if method == "full" else robust.protocol(profile.full)
+    return robust.protocol(profile.full) if method in robust.METHODS else profile.full
+
+
+def cleaning_settings(profile: Profile) -> dict[str, Any]:
+    """What the cleaning of a noise setting depends on besides its data."""
+    return {"folds": cleaning.FOLDS, "filter_by": cleaning.FILTER, "networks": dataclasses.asdict(profile.full)}
 
 
 def expert_settings(profile: Profile) -> dict[str, Any]:
@@ -198,12 +215,14 @@ class _Run:
         self.data = prepare(cell, data_dir)
         self.profile, self.train = self.data.profile, self.data.train
         self.preprocessing = self._preprocessing(_load(cell.dataset, _place(cell.dataset, data_dir))[0].train)
-        self.task = methods.Task(
-            cell.method, self.train, cell.ipc, self.profile, self.preprocessing, cell.seed, self.device
-        )
         self.seconds = {"experts": 0.0, "distil": 0.0, "evaluate": 0.0}
         self.notes: dict[str, Any] = {}
         self.parents: dict[str, str] = {}
+        if cell.method in methods.CLEANED:
+            self.train = self._cleaned()
+        self.task = methods.Task(
+            cell.method, self.train, cell.ipc, self.profile, self.preprocessing, cell.seed, self.device
+        )
 
     def _preprocessing(self, whole: ImageSet) -> Preprocessing:
         """Fitted once per dataset, on all its training images, and shared through the store."""
@@ -230,25 +249,44 @@ class _Run:
 
     def _pairs(self) -> dict[str, Tensor]:
         """DANCE's experts."""
+        return self._shared("experts", expert_settings(self.profile), partial(methods.train_experts, self.task))
+
+    def _cleaned(self) -> ImageSet:
+        """The training set without what confident learning suspects, at least one image and IPC images per class."""
+
+        def find(progress: Progress) -> dict[str, Tensor]:
+            tensors = methods.training_tensors(self.train, self.preprocessing, self.device)
+            return cleaned.find(*tensors, self.profile.full, self.cell.seed, progress)
+
+        found = self._shared("cleaning", cleaning_settings(self.profile), find)
+        train, self.notes = cleaned.keep(
+            self.train, found["suspected"].numpy(), found["ranking"].numpy(), max(1, self.cell.ipc)
+        )
+        return train
+
+    def _shared(
+        self, name: str, settings: dict[str, Any], make: Callable[[Progress], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What networks that were trained on the same images and labels with the same seed give: made by the first
+        cell that needs it, then in the store."""
         what = {
             "algorithm": methods.ALGORITHM,
-            "experts": expert_settings(self.profile),
+            name: settings,
             "images": self.train.fingerprint,
             "observed": datasets.label_hash(self.train.observed),
             "preprocessing": self.preprocessing.hash,
             "seed": self.cell.seed,
         }
-        key = self.parents["experts"] = key_of(what)
+        key = self.parents[name] = key_of(what)
 
-        def make() -> dict[str, Tensor]:
+        def timed() -> dict[str, Tensor]:
             progress = self.store.progress(key)
-            experts = methods.train_experts(self.task, progress)
-            return experts | {"seconds": torch.tensor(progress.seconds, dtype=torch.float64)}
+            return make(progress) | {"seconds": torch.tensor(progress.seconds, dtype=torch.float64)}
 
-        experts = self.store.compute(key, make, what)
+        found = self.store.compute(key, timed, what)
         self.store.forget_progress(key)
-        self.seconds["experts"] = float(experts.pop("seconds"))
-        return experts
+        self.seconds["experts"] += float(found.pop("seconds"))
+        return found
 
     def _full(self) -> list[Curves | None]:
         images, targets = methods.training_tensors(self.train, self.preprocessing, self.device)
@@ -277,7 +315,7 @@ class _Run:
             self.store.forget_progress(f"{self.key}-making")
             return self._small_sets()
         self.seconds["distil"] = progress.seconds
-        self.notes = small.meta
+        self.notes |= small.meta
         self.parents["set"] = f"{self.key}-set"
         stored_sets.save(self.store, self.parents["set"], small, self.fitted)
         if small.free_labels:
@@ -342,7 +380,7 @@ class _Run:
             **{column: value for one in scores for column, value in one.items()},
             "dataset": train.name,
             "rate": noise.parse(cell.noise).rate,
-            "realised_rate": noise.realised_rate(train),
+            "realised_rate": noise.realised_rate(self.data.train),
             "students": self.profile.students,
             "checkpoints": names,
             "curves": [curves and dataclasses.asdict(curves) for curves in checkpoints],
@@ -361,9 +399,10 @@ class _Run:
                 "operators": ops.backend().name,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
+                **({"cleanlab": metadata.version("cleanlab")} if cell.method in methods.CLEANED else {}),
             },
             "data_hash": self.data.fingerprint,
-            "noise_hash": datasets.label_hash(train.observed),
+            "noise_hash": datasets.label_hash(self.data.train.observed),
             "preprocessing_hash": self.preprocessing.hash,
             "parents": self.parents,
             "settings": settings_of(self.profile, cell, train.name),

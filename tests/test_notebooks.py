@@ -10,7 +10,7 @@ import pytest
 from browser import BROWSER, chromium, faults
 from executed import execute
 
-from ddlnl import export, robust, store
+from ddlnl import cleaned, export, robust, store
 from ddlnl.methods import CONTROLS
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -110,7 +110,7 @@ def test_figure_3_shows_the_set_of_every_noise_before_and_after_and_what_its_lab
             {"methods": ["dance"]},
             {"clean", "symmetric:0.8"},
             ["under clean labels and under symmetric 0.8 noise", "Co-teaching, all images"]
-            + [f"beats? {one}" for one in (*CONTROLS[1:], *robust.METHODS)],
+            + [f"beats? {one}" for one in (*CONTROLS[1:], *robust.METHODS, *cleaned.methods_here())],
             id="controls",
         ),
         pytest.param(
