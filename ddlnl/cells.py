@@ -8,11 +8,8 @@ have had.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import math
-import platform
-import statistics
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import ddlnl
 from ddlnl import (
     _allocator,
     archives,
@@ -36,8 +32,8 @@ from ddlnl import (
     measure,
     methods,
     noise,
-    ops,
     preprocess,
+    records,
     robust,
     stored_sets,
 )
@@ -45,7 +41,6 @@ from ddlnl.curves import Curves
 from ddlnl.datasets import ImageSet
 from ddlnl.distilled import Protocol
 from ddlnl.errors import InputError
-from ddlnl.evaluation import RULES
 from ddlnl.generators import numpy_generator
 from ddlnl.preprocess import Preprocessing
 from ddlnl.profiles import PROFILES, Profile
@@ -132,6 +127,25 @@ def prepare(cell: Cell, data_dir: str | Path | None = None) -> Data:
     return data
 
 
+def fitted(cell: Cell, store: Store, data_dir: str | Path | None = None) -> tuple[Preprocessing, str]:
+    """The preprocessing of a cell and the artefact that has it: fitted once per dataset, on all its training images."""
+    whole = _load(cell.dataset, _place(cell.dataset, data_dir))[0].train
+    kind = PROFILES[cell.profile].preprocessing_for(cell.method)
+    what = {"preprocessing": kind, "dataset": whole.name, "images": whole.fingerprint}
+    key = key_of(what)
+    tensors = store.compute(key, lambda: preprocess.fit(whole.images, kind, whole.name).tensors(), what)
+    return Preprocessing.of(kind, tensors), key
+
+
+def exams(data: Data, preprocessing: Preprocessing, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
+    """Clean test images and held-out noisy ones for `evaluation.train_students`, with their observed labels."""
+    sets = {"test": data.test, "validation": data.validation}
+    return {
+        name: (evaluation.on_device(one, preprocessing, device), torch.from_numpy(one.observed).to(device))
+        for name, one in sets.items()
+    }
+
+
 def cell_key(cell: Cell, data_dir: str | Path | None = None) -> str:
     """20 hex digits made of the cell, the settings of its profile and the content of its dataset."""
     data, fingerprint = _load(cell.dataset, _place(cell.dataset, data_dir))
@@ -214,7 +228,7 @@ class _Run:
         measure.reset_peak(self.device)
         self.data = prepare(cell, data_dir)
         self.profile, self.train = self.data.profile, self.data.train
-        self.preprocessing = self._preprocessing(_load(cell.dataset, _place(cell.dataset, data_dir))[0].train)
+        self.preprocessing, self.fitted = fitted(cell, store, data_dir)
         self.seconds = {"experts": 0.0, "distil": 0.0, "evaluate": 0.0}
         self.notes: dict[str, Any] = {}
         self.parents: dict[str, str] = {}
@@ -223,14 +237,6 @@ class _Run:
         self.task = methods.Task(
             cell.method, self.train, cell.ipc, self.profile, self.preprocessing, cell.seed, self.device
         )
-
-    def _preprocessing(self, whole: ImageSet) -> Preprocessing:
-        """Fitted once per dataset, on all its training images, and shared through the store."""
-        kind = self.profile.preprocessing_for(self.cell.method)
-        what = {"preprocessing": kind, "dataset": whole.name, "images": whole.fingerprint}
-        key = self.fitted = key_of(what)
-        tensors = self.store.compute(key, lambda: preprocess.fit(whole.images, kind, whole.name).tensors(), what)
-        return Preprocessing.of(kind, tensors)
 
     def finish(self) -> None:
         """Run what is still missing, save the record, and only then forget the intermediate states."""
@@ -319,7 +325,7 @@ class _Run:
         self.parents["set"] = f"{self.key}-set"
         stored_sets.save(self.store, self.parents["set"], small, self.fitted)
         if small.free_labels:
-            self.notes |= _scores(names[-1].replace("-", "_"), evaluation.select([evaluations.pop()], "last"))
+            self.notes |= records.scores(names[-1].replace("-", "_"), evaluation.select([evaluations.pop()], "last"))
         return evaluations
 
     def _evaluate(
@@ -362,22 +368,17 @@ class _Run:
     @functools.cached_property
     def _tests(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Held-out noisy images and clean test images, as exams."""
-        sets = {"test": self.data.test, "validation": self.data.validation}
-        return {
-            name: (
-                evaluation.on_device(one, self.preprocessing, self.device),
-                torch.from_numpy(one.observed).to(self.device),
-            )
-            for name, one in sets.items()
-        }
+        return exams(self.data, self.preprocessing, self.device)
 
     def _record(self, checkpoints: list[Curves | None]) -> dict[str, Any]:
         cell, train = self.cell, self.train
         names = ["full"] if cell.method in methods.WHOLE else methods.checkpoint_names(self.task)
-        scores = [_scores(rule, evaluation.select([*filter(None, checkpoints)], rule)) for rule in RULES]
+        where = records.circumstances(self.device)
+        if cell.method in methods.CLEANED:
+            where["versions"]["cleanlab"] = metadata.version("cleanlab")
         return {
             **dataclasses.asdict(cell),
-            **{column: value for one in scores for column, value in one.items()},
+            **records.by_rule(checkpoints),
             "dataset": train.name,
             "rate": noise.parse(cell.noise).rate,
             "realised_rate": noise.realised_rate(self.data.train),
@@ -391,30 +392,11 @@ class _Run:
             "notes": self.notes,
             "seconds": sum(self.seconds.values()),
             **{f"seconds_{step}": seconds for step, seconds in self.seconds.items()},
-            "peak_memory_mib": measure.peak_mib(self.device),
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-            "threads": torch.get_num_threads(),
-            "versions": {
-                "ddlnl": ddlnl.__version__,
-                "operators": ops.backend().name,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-                **({"cleanlab": metadata.version("cleanlab")} if cell.method in methods.CLEANED else {}),
-            },
+            **where,
             "data_hash": self.data.fingerprint,
             "noise_hash": datasets.label_hash(self.data.train.observed),
             "preprocessing_hash": self.preprocessing.hash,
             "parents": self.parents,
             "settings": settings_of(self.profile, cell, train.name),
             "key": self.key,
-            "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
-
-
-def _scores(name: str, accuracies: list[float]) -> dict[str, Any]:
-    """The columns of a record for the test accuracies of students that are chosen or trained in the way `name`."""
-    return {
-        f"accuracy_{name}": statistics.fmean(accuracies),
-        f"accuracies_{name}": accuracies,
-        f"std_{name}": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
-    }

@@ -109,7 +109,7 @@ def test_figure_3_shows_the_set_of_every_noise_before_and_after_and_what_its_lab
             "controls",
             {"methods": ["dance"]},
             {"clean", "symmetric:0.8"},
-            ["under clean labels and under symmetric 0.8 noise", "Co-teaching, all images"]
+            ["under clean labels and under symmetric 0.8 noise", "Co-teaching, all images", "a ResNet-18 in place"]
             + [f"beats? {one}" for one in (*CONTROLS[1:], *robust.METHODS, *cleaned.methods_here())],
             id="controls",
         ),
