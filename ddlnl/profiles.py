@@ -232,8 +232,8 @@ PROFILES = {
             settings=((1, _SHORT_RCIG), (10, _FEWER), (50, replace(_FEWER, iterations=12))),
             student=rcig_evaluation.Protocol(width=32, steps=100, lr=2e-3, warmup=20, batch=64),
         ),
-        resnet=Protocol(_HALF_RESNET, _RESNET_RECIPE, test_points=2, max_steps=300),
-        resnet_full=Protocol(_HALF_RESNET, replace(_RESNET_RECIPE, epochs=8), test_points=4),
+        resnet=Protocol(_HALF_RESNET, _RESNET_RECIPE, test_points=2, max_steps=250),
+        resnet_full=Protocol(_HALF_RESNET, replace(_RESNET_RECIPE, epochs=6), test_points=6),
         resnet_students=2,
         reductions=(
             "10,000 training images, and 1,000 more held out for validation",
@@ -250,8 +250,8 @@ PROFILES = {
             "anew after 50 steps (100); 256 real images per iteration (1,024), a moving average of decay 0.9 (0.99); "
             "students trained for 100 steps of at most 64 images at a rate of 0.002 (1,000 or 2,000 of 256 at 0.0001)",
             "full noisy set: 3 networks, 20 epochs, tested after each, trained as the students are",
-            "ResNet-18: 2 networks with activations in bfloat16, trained for at most 300 steps on a small set and for "
-            "8 epochs on the full noisy one",
+            "ResNet-18: 2 networks with activations in bfloat16, trained for at most 250 steps on a small set and for "
+            "6 epochs on the full noisy one",
         ),
         threads=1,
     ),
