@@ -175,9 +175,9 @@ PROFILES = {
                 width=16, augmentation="crop_rotate_translate_cutout", steps=120, lr=0.02, warmup=20, batch=32
             ),
         ),
-        resnet=Protocol(_NARROW_RESNET, _RESNET_RECIPE, test_points=2, max_steps=60),
-        resnet_full=Protocol(_NARROW_RESNET, replace(_RESNET_RECIPE, epochs=5), test_points=5),
-        resnet_students=2,
+        resnet=Protocol(_NARROW_RESNET, _RESNET_RECIPE, test_points=2, max_steps=40),
+        resnet_full=Protocol(_NARROW_RESNET, replace(_RESNET_RECIPE, epochs=4), test_points=4),
+        resnet_students=3,
         reductions=(
             "ConvNet of width 16 instead of 128; a tenth of the training images is held out for validation",
             "DANCE: 60 iterations at three times the published learning rate (published: 10,000), no multi-formation, "
@@ -192,8 +192,8 @@ PROFILES = {
             "of at most 32 images at a rate of 0.02 (1,000 or 2,000 of 256 at 0.0001)",
             "3 students per set, trained for at most 120 steps at a learning rate of 0.03 (1,500 epochs at 0.01)",
             "full noisy set: 3 networks, 20 epochs, tested after every fourth, trained as the students are",
-            "ResNet-18: 16 channels in the first stage instead of 64; 2 networks, trained for at most 60 steps on a "
-            "small set and for 5 epochs on the full noisy one",
+            "ResNet-18: 16 channels in the first stage instead of 64; 3 networks, trained for at most 40 steps on a "
+            "small set and for 4 epochs on the full noisy one",
         ),
         threads=1,
     ),
@@ -232,9 +232,9 @@ PROFILES = {
             settings=((1, _SHORT_RCIG), (10, _FEWER), (50, replace(_FEWER, iterations=12))),
             student=rcig_evaluation.Protocol(width=32, steps=100, lr=2e-3, warmup=20, batch=64),
         ),
-        resnet=Protocol(_HALF_RESNET, _RESNET_RECIPE, test_points=2, max_steps=250),
-        resnet_full=Protocol(_HALF_RESNET, replace(_RESNET_RECIPE, epochs=6), test_points=6),
-        resnet_students=2,
+        resnet=Protocol(_HALF_RESNET, _RESNET_RECIPE, test_points=2, max_steps=200),
+        resnet_full=Protocol(_HALF_RESNET, replace(_RESNET_RECIPE, epochs=5), test_points=5),
+        resnet_students=3,
         reductions=(
             "10,000 training images, and 1,000 more held out for validation",
             "ConvNet of width 32 instead of 128",
@@ -250,8 +250,8 @@ PROFILES = {
             "anew after 50 steps (100); 256 real images per iteration (1,024), a moving average of decay 0.9 (0.99); "
             "students trained for 100 steps of at most 64 images at a rate of 0.002 (1,000 or 2,000 of 256 at 0.0001)",
             "full noisy set: 3 networks, 20 epochs, tested after each, trained as the students are",
-            "ResNet-18: 2 networks with activations in bfloat16, trained for at most 250 steps on a small set and for "
-            "6 epochs on the full noisy one",
+            "ResNet-18: 3 networks with activations in bfloat16, trained for at most 200 steps on a small set and for "
+            "5 epochs on the full noisy one",
         ),
         threads=1,
     ),
