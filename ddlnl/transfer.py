@@ -26,7 +26,7 @@ OF_CELL += ("train_images", "validation_images", "test_images", "data_hash", "no
 
 
 def run(
-    table_of: Iterable[Cell],
+    grid: Iterable[Cell],
     store_dir: str | Path | None = None,
     data_dir: str | Path | None = None,
     device: str = "auto",
@@ -38,8 +38,8 @@ def run(
 
     Other cells are left out. Raises `InputError` before any work where a cell has not finished or its set is missing.
     """
-    chosen = [cell for cell in dict.fromkeys(table_of) if cell.method in METHODS]
-    keys = {cell: key_of_transfer(cell, data_dir) for cell in chosen}
+    chosen = [cell for cell in dict.fromkeys(grid) if cell.method in METHODS]
+    keys = {cell: transfer_key(cell, data_dir) for cell in chosen}
     found = afterwards.run(KIND, keys, run_cell, Store(store_dir), data_dir, device, workers, engine, progress)
     return frame(found)
 
@@ -56,7 +56,7 @@ def protocol(profile: Profile, own: Protocol, whole: bool, images: int) -> Proto
     return dataclasses.replace(base, recipe=dataclasses.replace(base.recipe, batch_size=size, **kept))
 
 
-def key_of_transfer(cell: Cell, data_dir: str | Path | None = None) -> str:
+def transfer_key(cell: Cell, data_dir: str | Path | None = None) -> str:
     """20 hex digits made of the cell's own key and the recipes for ResNet-18 of its profile."""
     profile = PROFILES[cell.profile]
     recipes = [dataclasses.asdict(one) for one in (profile.resnet, profile.resnet_full)]
@@ -65,7 +65,7 @@ def key_of_transfer(cell: Cell, data_dir: str | Path | None = None) -> str:
 
 def run_cell(cell: Cell, store: Store, data_dir: str | Path | None, device: str) -> None:
     """Train the students of one cell and save their record, unless the store has it already."""
-    key = key_of_transfer(cell, data_dir)
+    key = transfer_key(cell, data_dir)
     with store.lock(key), measure.at_most_threads(PROFILES[cell.profile].threads):
         if store.record(KIND, key) is None:
             store.save_record(KIND, key, _record(cell, key, store, data_dir, device))

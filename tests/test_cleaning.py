@@ -70,6 +70,25 @@ def test_what_is_said_of_an_image_does_not_depend_on_its_label(data, monkeypatch
     assert (after[part == 1] != before[part == 1]).any(1).all()
 
 
+def test_a_resumed_cross_validation_says_the_same(data):
+    class Memory:
+        kept = None
+
+        def load(self):
+            return self.kept
+
+        def save(self, step, state):
+            if step == 2:
+                self.kept = (2, {name: tensor.clone() for name, tensor in state().items()})
+
+    memory = Memory()
+    tensors = methods.training_tensors(data, preprocess.fit(data.images, "normalise"), torch.device("cpu"))
+    whole = cleaning.cross_validated(*tensors, profile().full, seed=0, folds=2, progress=memory)
+    assert memory.kept is not None
+    resumed = cleaning.cross_validated(*tensors, profile().full, seed=0, folds=2, progress=memory)
+    np.testing.assert_array_equal(resumed, whole)
+
+
 def test_confident_learning_finds_labels_that_contradict_good_probabilities():
     pytest.importorskip("cleanlab")
     source = np.random.default_rng(0)
