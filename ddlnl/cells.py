@@ -8,13 +8,13 @@ have had.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import math
-import platform
-import statistics
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import ddlnl
 from ddlnl import (
     _allocator,
     archives,
+    cleaned,
+    cleaning,
     datasets,
     evaluation,
     measure,
     methods,
     noise,
-    ops,
     preprocess,
+    records,
     robust,
     stored_sets,
 )
@@ -40,11 +41,10 @@ from ddlnl.curves import Curves
 from ddlnl.datasets import ImageSet
 from ddlnl.distilled import Protocol
 from ddlnl.errors import InputError
-from ddlnl.evaluation import RULES
 from ddlnl.generators import numpy_generator
 from ddlnl.preprocess import Preprocessing
 from ddlnl.profiles import PROFILES, Profile
-from ddlnl.store import Store, key_of
+from ddlnl.store import Progress, Store, key_of
 from ddlnl.training import NotFinite, Objective
 from ddlnl.trajectories import Trajectories
 
@@ -111,7 +111,10 @@ def _prepared(dataset: str, spec: str, imbalance: str, seed: int, profile: str, 
 
 
 def prepare(cell: Cell, data_dir: str | Path | None = None) -> Data:
-    """Load, unbalance, corrupt and split. Raises `InputError` where the cell cannot be (IPC above a class)."""
+    """Load, unbalance, corrupt and split.
+
+    Raises `InputError` where the cell cannot be (IPC above a class) or needs what is not installed.
+    """
     methods.check(cell.profile, PROFILES, "profile")
     methods.check(cell.method, methods.METHODS, "method")
     place = _place(cell.dataset, data_dir)
@@ -119,7 +122,28 @@ def prepare(cell: Cell, data_dir: str | Path | None = None) -> Data:
     methods.check_square(data.train)
     if cell.method not in methods.WHOLE:
         methods.check_ipc(data.train, cell.ipc)
+    if cell.method in methods.CLEANED:
+        cleaned.check(data.train)
     return data
+
+
+def fitted(cell: Cell, store: Store, data_dir: str | Path | None = None) -> tuple[Preprocessing, str]:
+    """The preprocessing of a cell and the artefact that has it: fitted once per dataset, on all its training images."""
+    whole = _load(cell.dataset, _place(cell.dataset, data_dir))[0].train
+    kind = PROFILES[cell.profile].preprocessing_for(cell.method)
+    what = {"preprocessing": kind, "dataset": whole.name, "images": whole.fingerprint}
+    key = key_of(what)
+    tensors = store.compute(key, lambda: preprocess.fit(whole.images, kind, whole.name).tensors(), what)
+    return Preprocessing.of(kind, tensors), key
+
+
+def exams(data: Data, preprocessing: Preprocessing, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
+    """Clean test images and held-out noisy ones for `evaluation.train_students`, with their observed labels."""
+    sets = {"test": data.test, "validation": data.validation}
+    return {
+        name: (evaluation.on_device(one, preprocessing, device), torch.from_numpy(one.observed).to(device))
+        for name, one in sets.items()
+    }
 
 
 def cell_key(cell: Cell, data_dir: str | Path | None = None) -> str:
@@ -155,9 +179,11 @@ def settings_of(profile: Profile, cell: Cell, dataset: str) -> dict[str, Any]:
         "preprocessing": profile.preprocessing_for(method),
         "full" if whole else "student": dataclasses.asdict(student),
     }
+    if method in methods.CLEANED:
+        settings["cleaning"] = cleaning_settings(profile)
     if method in robust.METHODS:
         settings["objective"] = dataclasses.asdict(robust.Settings())
-    elif method == "dance":
+    elif method in methods.DANCE:
         settings["distiller"] = dataclasses.asdict(profile.dance)
     elif method == "datm":
         settings["distiller"] = dataclasses.asdict(plan.settings_for(dataset, spec, cell.ipc))
@@ -171,7 +197,12 @@ def settings_of(profile: Profile, cell: Cell, dataset: str) -> dict[str, Any]:
 
 def whole_protocol(profile: Profile, method: str) -> Protocol:
     """How a method of `methods.WHOLE` trains."""
-    return profile.full if method == "full" else robust.protocol(profile.full)
+    return robust.protocol(profile.full) if method in robust.METHODS else profile.full
+
+
+def cleaning_settings(profile: Profile) -> dict[str, Any]:
+    """What the cleaning of a noise setting depends on besides its data."""
+    return {"folds": cleaning.FOLDS, "filter_by": cleaning.FILTER, "networks": dataclasses.asdict(profile.full)}
 
 
 def expert_settings(profile: Profile) -> dict[str, Any]:
@@ -197,21 +228,15 @@ class _Run:
         measure.reset_peak(self.device)
         self.data = prepare(cell, data_dir)
         self.profile, self.train = self.data.profile, self.data.train
-        self.preprocessing = self._preprocessing(_load(cell.dataset, _place(cell.dataset, data_dir))[0].train)
-        self.task = methods.Task(
-            cell.method, self.train, cell.ipc, self.profile, self.preprocessing, cell.seed, self.device
-        )
+        self.preprocessing, self.fitted = fitted(cell, store, data_dir)
         self.seconds = {"experts": 0.0, "distil": 0.0, "evaluate": 0.0}
         self.notes: dict[str, Any] = {}
         self.parents: dict[str, str] = {}
-
-    def _preprocessing(self, whole: ImageSet) -> Preprocessing:
-        """Fitted once per dataset, on all its training images, and shared through the store."""
-        kind = self.profile.preprocessing_for(self.cell.method)
-        what = {"preprocessing": kind, "dataset": whole.name, "images": whole.fingerprint}
-        key = self.fitted = key_of(what)
-        tensors = self.store.compute(key, lambda: preprocess.fit(whole.images, kind, whole.name).tensors(), what)
-        return Preprocessing.of(kind, tensors)
+        if cell.method in methods.CLEANED:
+            self.train = self._cleaned()
+        self.task = methods.Task(
+            cell.method, self.train, cell.ipc, self.profile, self.preprocessing, cell.seed, self.device
+        )
 
     def finish(self) -> None:
         """Run what is still missing, save the record, and only then forget the intermediate states."""
@@ -230,25 +255,44 @@ class _Run:
 
     def _pairs(self) -> dict[str, Tensor]:
         """DANCE's experts."""
+        return self._shared("experts", expert_settings(self.profile), partial(methods.train_experts, self.task))
+
+    def _cleaned(self) -> ImageSet:
+        """The training set without what confident learning suspects, at least one image and IPC images per class."""
+
+        def find(progress: Progress) -> dict[str, Tensor]:
+            tensors = methods.training_tensors(self.train, self.preprocessing, self.device)
+            return cleaned.find(*tensors, self.profile.full, self.cell.seed, progress)
+
+        found = self._shared("cleaning", cleaning_settings(self.profile), find)
+        train, self.notes = cleaned.keep(
+            self.train, found["suspected"].numpy(), found["ranking"].numpy(), max(1, self.cell.ipc)
+        )
+        return train
+
+    def _shared(
+        self, name: str, settings: dict[str, Any], make: Callable[[Progress], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What networks that were trained on the same images and labels with the same seed give: made by the first
+        cell that needs it, then in the store."""
         what = {
             "algorithm": methods.ALGORITHM,
-            "experts": expert_settings(self.profile),
+            name: settings,
             "images": self.train.fingerprint,
             "observed": datasets.label_hash(self.train.observed),
             "preprocessing": self.preprocessing.hash,
             "seed": self.cell.seed,
         }
-        key = self.parents["experts"] = key_of(what)
+        key = self.parents[name] = key_of(what)
 
-        def make() -> dict[str, Tensor]:
+        def timed() -> dict[str, Tensor]:
             progress = self.store.progress(key)
-            experts = methods.train_experts(self.task, progress)
-            return experts | {"seconds": torch.tensor(progress.seconds, dtype=torch.float64)}
+            return make(progress) | {"seconds": torch.tensor(progress.seconds, dtype=torch.float64)}
 
-        experts = self.store.compute(key, make, what)
+        found = self.store.compute(key, timed, what)
         self.store.forget_progress(key)
-        self.seconds["experts"] = float(experts.pop("seconds"))
-        return experts
+        self.seconds["experts"] += float(found.pop("seconds"))
+        return found
 
     def _full(self) -> list[Curves | None]:
         images, targets = methods.training_tensors(self.train, self.preprocessing, self.device)
@@ -277,11 +321,11 @@ class _Run:
             self.store.forget_progress(f"{self.key}-making")
             return self._small_sets()
         self.seconds["distil"] = progress.seconds
-        self.notes = small.meta
+        self.notes |= small.meta
         self.parents["set"] = f"{self.key}-set"
         stored_sets.save(self.store, self.parents["set"], small, self.fitted)
         if small.free_labels:
-            self.notes |= _scores(names[-1].replace("-", "_"), evaluation.select([evaluations.pop()], "last"))
+            self.notes |= records.scores(names[-1].replace("-", "_"), evaluation.select([evaluations.pop()], "last"))
         return evaluations
 
     def _evaluate(
@@ -324,25 +368,20 @@ class _Run:
     @functools.cached_property
     def _tests(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Held-out noisy images and clean test images, as exams."""
-        sets = {"test": self.data.test, "validation": self.data.validation}
-        return {
-            name: (
-                evaluation.on_device(one, self.preprocessing, self.device),
-                torch.from_numpy(one.observed).to(self.device),
-            )
-            for name, one in sets.items()
-        }
+        return exams(self.data, self.preprocessing, self.device)
 
     def _record(self, checkpoints: list[Curves | None]) -> dict[str, Any]:
         cell, train = self.cell, self.train
         names = ["full"] if cell.method in methods.WHOLE else methods.checkpoint_names(self.task)
-        scores = [_scores(rule, evaluation.select([*filter(None, checkpoints)], rule)) for rule in RULES]
+        where = records.circumstances(self.device)
+        if cell.method in methods.CLEANED:
+            where["versions"]["cleanlab"] = metadata.version("cleanlab")
         return {
             **dataclasses.asdict(cell),
-            **{column: value for one in scores for column, value in one.items()},
+            **records.by_rule(checkpoints),
             "dataset": train.name,
             "rate": noise.parse(cell.noise).rate,
-            "realised_rate": noise.realised_rate(train),
+            "realised_rate": noise.realised_rate(self.data.train),
             "students": self.profile.students,
             "checkpoints": names,
             "curves": [curves and dataclasses.asdict(curves) for curves in checkpoints],
@@ -353,29 +392,11 @@ class _Run:
             "notes": self.notes,
             "seconds": sum(self.seconds.values()),
             **{f"seconds_{step}": seconds for step, seconds in self.seconds.items()},
-            "peak_memory_mib": measure.peak_mib(self.device),
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-            "threads": torch.get_num_threads(),
-            "versions": {
-                "ddlnl": ddlnl.__version__,
-                "operators": ops.backend().name,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            **where,
             "data_hash": self.data.fingerprint,
-            "noise_hash": datasets.label_hash(train.observed),
+            "noise_hash": datasets.label_hash(self.data.train.observed),
             "preprocessing_hash": self.preprocessing.hash,
             "parents": self.parents,
             "settings": settings_of(self.profile, cell, train.name),
             "key": self.key,
-            "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
-
-
-def _scores(name: str, accuracies: list[float]) -> dict[str, Any]:
-    """The columns of a record for the test accuracies of students that are chosen or trained in the way `name`."""
-    return {
-        f"accuracy_{name}": statistics.fmean(accuracies),
-        f"accuracies_{name}": accuracies,
-        f"std_{name}": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
-    }

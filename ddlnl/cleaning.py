@@ -6,6 +6,7 @@ cleanlab says from these probabilities which labels are wrong.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from ddlnl.profiles import PROFILES
 from ddlnl.training import Objective, Protocol
 
 FOLDS = 5
+FILTER = "prune_by_noise_rate"  # cleanlab's default: of every pair of classes as many as their joint distribution says
 OURS, THEIRS = "students of the other half", "confident learning"
 
 
@@ -41,13 +43,21 @@ class LeftOut(Objective):
         return ((losses * seen).sum(1) / seen.sum(1).clamp(min=1)).sum()
 
 
-def cross_validated(images: Tensor, targets: Tensor, protocol: Protocol, seed: int, folds: int = FOLDS) -> np.ndarray:
+def cross_validated(
+    images: Tensor,
+    targets: Tensor,
+    protocol: Protocol,
+    seed: int,
+    folds: int = FOLDS,
+    progress: training.Progress | None = None,
+) -> np.ndarray:
     """(N, K) float64 probabilities of each class, each image's from the network that was not trained on it.
 
     Args:
         images, targets: (N, C, H, W) preprocessed float32, (N, K) float32 one-hot observed labels.
         protocol: that of the full noisy set, followed without CutMix, which would mix labels across the parts.
         folds: parts, of about equal size in every observed class.
+        progress: where to resume from.
 
     Raises `InputError` where a class has fewer images than there are parts.
     """
@@ -57,7 +67,7 @@ def cross_validated(images: Tensor, targets: Tensor, protocol: Protocol, seed: i
     classes, channels, size = targets.shape[1], images.shape[1], images.shape[-1]
     seeds = [derive(seed, "fold", fold) for fold in range(folds)]
     stack = training.initialise(lambda: protocol.architecture.build(classes, size, channels), seeds, images.device)
-    training.train(stack, images, targets, recipe, seeds, objective=LeftOut(part))
+    training.train(stack, images, targets, recipe, seeds, progress=progress, objective=LeftOut(part))
     every = training.predict(stack, images).softmax(2)
     return every[part, torch.arange(len(images), device=images.device)].double().cpu().numpy()
 
@@ -86,17 +96,27 @@ class Issues:
     ranking: np.ndarray
 
 
+def installed() -> bool:
+    """Whether cleanlab is there; it is an optional dependency."""
+    return importlib.util.find_spec("cleanlab") is not None
+
+
+def require_cleanlab() -> None:
+    """Raise `InputError` where cleanlab is not installed."""
+    if not installed():
+        raise InputError("Confident learning needs cleanlab; install it with `pip install cleanlab`.")
+
+
 def confident_learning(observed: np.ndarray, probabilities: np.ndarray) -> Issues:
-    """cleanlab's answer, with its default settings, to observed labels (N,) int64 and probabilities (N, K).
+    """cleanlab's answer, with its default settings (`FILTER`), to observed labels (N,) int64 and probabilities (N, K).
 
     Raises `InputError` where cleanlab is not installed.
     """
-    try:
-        from cleanlab import filter as cleanlab_filter
-        from cleanlab import rank
-    except ImportError as error:
-        raise InputError("Confident learning needs cleanlab; install it with `pip install cleanlab`.") from error
-    suspected = cleanlab_filter.find_label_issues(observed, probabilities, n_jobs=1)
+    require_cleanlab()
+    from cleanlab import filter as cleanlab_filter
+    from cleanlab import rank
+
+    suspected = cleanlab_filter.find_label_issues(observed, probabilities, filter_by=FILTER, n_jobs=1)
     scores = rank.get_label_quality_scores(observed, probabilities, method="self_confidence")
     ranking = np.argsort(scores, kind="stable")
     return Issues(ranking[suspected[ranking]], ranking)

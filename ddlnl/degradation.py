@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ddlnl import robust
 from ddlnl.claims import distillers, rates_of, select
 from ddlnl.controls import METHODS as CONTROLS
 from ddlnl.errors import InputError
@@ -27,6 +26,7 @@ from ddlnl.figures import (
     points,
     rate_of,
 )
+from ddlnl.methods import WHOLE
 
 DOTS = {"markersize": 4.5, "elinewidth": 0.8, "linestyle": "none"}
 SHIFT = 0.11  # of a row, between noise rates
@@ -70,7 +70,7 @@ def under_noise(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
 
 def _order(data: pd.DataFrame) -> list[str]:
     """The methods as figures list them: sets that were distilled, sets that were chosen, then all images."""
-    return [one for one in (*distillers(data), *CONTROLS, *robust.METHODS, "full") if one in set(data["method"])]
+    return [one for one in (*distillers(data), *CONTROLS, *WHOLE[1:], "full") if one in set(data["method"])]
 
 
 def _sizes(data: pd.DataFrame) -> list[int]:

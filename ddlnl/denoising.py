@@ -27,7 +27,7 @@ from ddlnl.own_images import OwnImages
 from ddlnl.profiles import PROFILES
 
 # RCIG's students regress on free numbers: what they predict are no probabilities to judge labels by.
-ALLOWED = tuple(name for name in methods.METHODS if name not in (*methods.WHOLE, "rcig"))
+ALLOWED = tuple(name for name in methods.METHODS if name not in (*methods.WHOLE, *methods.CLEANED, "rcig"))
 
 
 def denoise(

@@ -26,17 +26,28 @@ from ddlnl.errors import InputError
 from ddlnl.methods import check
 from ddlnl.store import Store
 
+Compute = Callable[[Cell, Store, str | Path | None, str], None]  # of a cell into a store: data folder, device
 ENGINES = ("local", "slurm")
 ROUNDS = 3  # so many rounds in which processes died and no cell was finished end a study
 
 
 def run(
-    cells: list[Cell], root: Path, data_dir: str | Path | None, device: str, engine: str, workers: int, progress: bool
+    cells: list[Cell],
+    root: Path,
+    data_dir: str | Path | None,
+    device: str,
+    engine: str,
+    workers: int,
+    progress: bool,
+    one: Compute | None = None,
 ) -> None:
-    """Compute every cell into the store at `root`; the first failure ends the run and names its cell."""
+    """Compute every cell into the store at `root`; the first failure ends the run and names its cell.
+
+    one: what is computed of a cell, a function of a module; None for the cell itself.
+    """
     check(engine, ENGINES, "engine")
     root = root.absolute()
-    compute = partial(_compute, root=root, data_dir=data_dir, device=device)
+    compute = partial(_compute, root=root, data_dir=data_dir, device=device, one=one or run_cell)
     start = {"local": _pool if workers > 1 else _inline, "slurm": partial(slurm.jobs, root=root, device=device)}[engine]
     with tqdm(total=len(cells), unit="cell", disable=not progress or not cells, file=sys.stderr) as bar:
         for cell in _rounds(cells, partial(start, compute=compute, workers=workers)):
@@ -64,9 +75,9 @@ def _rounds(cells: list[Cell], start: Callable[[list[Cell]], Iterator[Cell]]) ->
             )
 
 
-def _compute(cell: Cell, root: Path, data_dir: str | Path | None, device: str) -> None:
+def _compute(cell: Cell, root: Path, data_dir: str | Path | None, device: str, one: Compute) -> None:
     try:
-        run_cell(cell, Store(root), data_dir, device)
+        one(cell, Store(root), data_dir, device)
     except InputError:
         raise
     except Exception as error:

@@ -19,6 +19,7 @@ from ddlnl.datasets import ImageSet
 from ddlnl.distilled import DistilledSet, Protocol
 from ddlnl.errors import InputError
 from ddlnl.generators import derive
+from ddlnl.networks import Stack
 from ddlnl.preprocess import Preprocessing, to_float
 
 RULES = ("last", "validation", "best_on_test")
@@ -111,10 +112,9 @@ def _train_classifiers(
     """All students at once, each with its peers, which are not tested."""
     recipe = protocol.recipe_for(len(images))
     points = protocol.tested_epochs(recipe.epochs)
-    classes, channels, size = targets.shape[1], images.shape[1], images.shape[-1]
     starts = [start for seed in seeds for start in (seed, derive(seed, "peer"))[: objective.peers]]
-    stack = training.initialise(lambda: protocol.architecture.build(classes, size, channels), starts, images.device)
-    marks = Marks(exams, len(seeds), points, classes)
+    stack = _fresh(images, targets, protocol, starts)
+    marks = Marks(exams, len(seeds), points, targets.shape[1])
 
     def test(epoch: int) -> None:
         if epoch in points:
@@ -124,6 +124,25 @@ def _train_classifiers(
     draws = [seed for seed in seeds for _ in range(objective.peers)]
     training.train(stack, images, targets, recipe, draws, test, kept, objective)
     return marks.curves()
+
+
+def _fresh(images: Tensor, targets: Tensor, protocol: training.Protocol, seeds: Sequence[int]) -> Stack:
+    """Untrained classifiers for these images and classes."""
+    classes, channels, size = targets.shape[1], images.shape[1], images.shape[-1]
+    return training.initialise(lambda: protocol.architecture.build(classes, size, channels), seeds, images.device)
+
+
+def trained(
+    images: Tensor,
+    targets: Tensor,
+    protocol: training.Protocol,
+    seeds: Sequence[int],
+    progress: training.Progress | None = None,
+) -> Stack:
+    """The students that `train_students` trains with the cross-entropy and forgets, one per seed, to be used."""
+    stack = _fresh(images, targets, protocol, seeds)
+    training.train(stack, images, targets, protocol.recipe_for(len(images)), seeds, progress=progress)
+    return stack
 
 
 def evaluate(

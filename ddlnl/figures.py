@@ -19,11 +19,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy import stats
 
-from ddlnl import robust
 from ddlnl.claims import LEVEL, distillers, select
 from ddlnl.controls import METHODS as CONTROLS
 from ddlnl.errors import InputError
 from ddlnl.evaluation import RULES
+from ddlnl.methods import WHOLE
 
 VECTORS = "application/vnd.ddlnl.figure+json"  # of a notebook's output: SVG and PDF in base64
 ABOUT = {"svg": ("Description", "Date"), "pdf": ("Subject", "CreationDate"), "png": ("Description", None)}
@@ -43,12 +43,14 @@ NAMES = {
     "gce": "GCE, all images",
     "elr": "ELR, all images",
     "coteaching": "Co-teaching, all images",
+    "cleaned": "cleaned, all images left",
+    "cleaned_dance": "cleaned, then DANCE",
 }
 INK, GREY = "#1a1a1a", "#767676"
 # Controls are grey; seaborn's colour-blind palette is told apart under every colour vision.
 COLOURS = {"full": INK} | dict(zip(("dance", "datm", "rcig"), sns.color_palette("colorblind").as_hex(), strict=False))
-MARKERS = {"full": "D", "random": "v", "random_soft": "^", "predicted": "s"}  # distilled sets are circles
-MARKERS |= dict.fromkeys(robust.METHODS, "D")
+MARKERS = {"random": "v", "random_soft": "^", "predicted": "s"}  # distilled sets are circles
+MARKERS |= dict.fromkeys(WHOLE, "D")
 RATES = mpl.colors.LinearSegmentedColormap.from_list(
     "rates", [(0, "#000000"), (0.2, "#3b3fbf"), (0.4, "#b0399a"), (0.6, "#e0603a"), (0.8, "#dc9600"), (1, "#8a8a00")]
 )
@@ -137,7 +139,7 @@ def accuracy(
     """
     if width not in (None, *WIDTHS):
         raise InputError(f"The width {width!r} is unknown; it may be {' or '.join(WIDTHS)}.")
-    data = points(table[~table["method"].isin(robust.METHODS)], kind)
+    data = points(table[~table["method"].isin(WHOLE[1:])], kind)
     methods = distillers(data)
     if not methods:
         raise InputError(f"There is nothing to draw: the table holds no distilled set under {kind} noise.")

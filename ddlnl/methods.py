@@ -27,9 +27,11 @@ from ddlnl.trajectories import Trajectories
 ALGORITHM = 3
 DISTILLERS = ("dance", "datm", "rcig")
 CONTROLS = ("full", *controls.METHODS)
-WHOLE = ("full", *robust.METHODS)  # train on all images, so they have no IPC and make no set
-METHODS = DISTILLERS + CONTROLS + robust.METHODS
-WITH_EXPERTS = ("dance", "random_soft", "predicted")  # those of DANCE; DATM has trajectories, RCIG none
+CLEANED = ("cleaned", "cleaned_dance")  # clean the images by confident learning, then do as "full" or "dance"
+WHOLE = ("full", *robust.METHODS, "cleaned")  # train on all images, so they have no IPC and make no set
+METHODS = DISTILLERS + CONTROLS + robust.METHODS + CLEANED
+DANCE = ("dance", "cleaned_dance")
+WITH_EXPERTS = (*DANCE, "random_soft", "predicted")  # those of DANCE; DATM has trajectories, RCIG none
 
 
 def check(name: object, allowed: tuple[str, ...] | dict, what: str) -> None:
@@ -120,7 +122,7 @@ def checkpoint_names(task: Task) -> list[str]:
     """The names that `checkpoints` yields when it starts from the beginning, in order."""
     if task.method in controls.METHODS:
         return ["chosen"]
-    if task.method == "dance":
+    if task.method in DANCE:
         iterations = dance.checkpoints(task.profile.dance)
     elif task.method == "datm":
         iterations = datm.checkpoints(task.datm_settings)
@@ -136,7 +138,7 @@ def checkpoints(
 
     A run that resumes from `progress` yields the checkpoints still to come. `experts` are those of the method, or None.
     """
-    make = {"dance": _dance, "datm": _datm, "rcig": _rcig}.get(task.method, _control)
+    make = {**dict.fromkeys(DANCE, _dance), "datm": _datm, "rcig": _rcig}.get(task.method, _control)
     protocol = task.profile.student_for(task.method, task.train.name, task.ipc)
     blank = DistilledSet(
         torch.empty(0), torch.empty(0), task.train.class_names, task.method, task.ipc, task.preprocessing, protocol
@@ -200,11 +202,11 @@ def distill(
 ) -> DistilledSet:
     """Distil a (noisy) image set into `ipc` images per class, with nothing kept on disk.
 
-    method: a distiller or a control that makes a set. Trains its own experts on `noisy`. Only the observed labels are
-    used. Raises `InputError` on an unknown name or an IPC larger than a class.
+    method: a distiller or a control that makes a set; none that cleans first. Trains its own experts on `noisy`. Only
+    the observed labels are used. Raises `InputError` on an unknown name or an IPC larger than a class.
     """
     check(profile, PROFILES, "profile")
-    check(method, tuple(name for name in METHODS if name not in WHOLE), "method")
+    check(method, tuple(name for name in METHODS if name not in WHOLE + CLEANED), "method")
     check_square(noisy)
     check_ipc(noisy, ipc)
     place = evaluation.choose_device(device)

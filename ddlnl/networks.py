@@ -122,10 +122,27 @@ class ConvNet(nn.Module):
         return hidden if features else self.classifier(hidden)
 
 
-def resnet18(classes: int, channels: int = 3) -> nn.Module:
-    """torchvision's ResNet-18 with the usual stem for small images: a 3x3 convolution of stride 1, no pooling."""
-    network = torchvision.models.resnet18(num_classes=classes)
-    network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+class _Narrow(torchvision.models.ResNet):
+    """torchvision's ResNet-18 with `width` channels in its first stage in place of 64, twice as many in each next."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        self.width = width
+        super().__init__(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2], classes)
+        self.bn1, self.fc = nn.BatchNorm2d(width), nn.Linear(8 * width, classes)
+
+    def _make_layer(self, block: type[nn.Module], planes: int, *more: object, **named: object) -> nn.Sequential:
+        # The constructor asks for stages of 64 to 512 channels, and has no other way to ask for fewer.
+        self.inplanes = self.inplanes if planes > 64 else self.width
+        return super()._make_layer(block, planes * self.width // 64, *more, **named)
+
+
+def resnet18(classes: int, channels: int = 3, width: int = 64) -> nn.Module:
+    """torchvision's ResNet-18 with the usual stem for small images: a 3x3 convolution of stride 1, no pooling.
+
+    width: channels of the first of its four stages, 64 in the usual network; each next stage has twice as many.
+    """
+    network = _Narrow(classes, width)
+    network.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()
     return network
 

@@ -7,6 +7,7 @@ images. Both say how much is told at least: an attack that fails proves no priva
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ LEVEL = 0.95
 class Leakage:
     """What an attack reaches; every interval is a percentile interval of the bootstrap at `LEVEL`.
 
-    auc: area under the ROC curve, 0.5 for guessing. tpr: for each false-positive rate of `RATES` the share of members
+    auc: area under the ROC curve, 0.5 for guessing. tpr: for each false-positive rate asked for the share of members
     found at no more than that rate; guessing finds the rate itself. members, others: how many images of each.
     """
 
@@ -64,36 +65,40 @@ def nearness_scores(images: Tensor, released: Tensor) -> np.ndarray:
     return -torch.cat(parts).cpu().numpy()
 
 
-def leakage(members: np.ndarray, others: np.ndarray, repeats: int = 1000, seed: int = 0) -> Leakage:
+def leakage(
+    members: np.ndarray, others: np.ndarray, repeats: int = 1000, seed: int = 0, rates: Sequence[float] = RATES
+) -> Leakage:
     """How well scores tell members (n,) from other images (m,), with bootstrap intervals over both.
 
+    rates: the false-positive rates at which members are counted, `RATES` or those of them that so many others can show.
     The others must differ from the members in nothing but membership: held-out images with labels made in the same way,
     since an attack on noisy members and clean others would find the noise. Raises `InputError` where a side has fewer
     images than the smallest false-positive rate can show, or a score is not finite.
     """
-    needed = round(1 / min(RATES))
+    needed = round(1 / min(rates, default=1))
     if len(members) == 0 or len(others) < needed:
         raise InputError(
             f"There are {len(members)} members and {len(others)} other images; a false-positive rate of "
-            f"{min(RATES):.1%} takes at least one member and {needed} others."
+            f"{min(rates, default=1):.1%} takes at least one member and {needed} others."
         )
     if not (np.isfinite(members).all() and np.isfinite(others).all()):
         raise InputError("Some scores are not finite; every image needs a number as its score.")
     source = numpy_generator(seed, "bootstrap")
     drawn = [
-        _measured(source.choice(members, len(members)), source.choice(others, len(others))) for _ in range(repeats)
+        _measured(source.choice(members, len(members)), source.choice(others, len(others)), rates)
+        for _ in range(repeats)
     ]
     tails = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
     low, high = np.percentile(drawn, tails, axis=0)
-    auc, *tpr = _measured(members, others)
+    auc, *tpr = _measured(members, others, rates)
     intervals = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
-    rates = dict(zip(RATES, tpr, strict=True))
-    return Leakage(auc, intervals[0], rates, dict(zip(RATES, intervals[1:], strict=True)), len(members), len(others))
+    found, bounds = (dict(zip(rates, each, strict=True)) for each in (tpr, intervals[1:]))
+    return Leakage(auc, intervals[0], found, bounds, len(members), len(others))
 
 
-def _measured(members: np.ndarray, others: np.ndarray) -> list[float]:
-    """The area, and the share of members found at each of `RATES`."""
+def _measured(members: np.ndarray, others: np.ndarray, rates: Sequence[float]) -> list[float]:
+    """The area, and the share of members found at each of the rates."""
     truth = np.repeat([1, 0], [len(members), len(others)])
     false, true, _ = roc_curve(truth, np.concatenate([members, others]), drop_intermediate=False)
-    within = [true[false <= rate].max() for rate in RATES]
+    within = [true[false <= rate].max() for rate in rates]
     return [float(np.trapezoid(true, false)), *map(float, within)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -77,8 +78,7 @@ def run(
     can be refused is refused before the first cell starts, with `InputError`.
     """
     cells = list(dict.fromkeys(cells))
-    if not is_whole(workers) or workers < 1:
-        raise InputError(f"The number of workers is {workers!r}, and it must be a whole number of at least 1.")
+    check_workers(workers)
     evaluation.choose_device(device)
     store = Store(store_dir)
     keys = {cell: cell_key(cell, data_dir) for cell in cells}
@@ -87,6 +87,21 @@ def run(
         prepare(cell, data_dir)
     engines.run(in_order(missing), store.root, data_dir, device, engine, workers, progress)
     return frame([store.record("cell", keys[cell]) for cell in cells])
+
+
+def check_workers(workers: object) -> None:
+    """Raise `InputError` unless it is a possible number of processes."""
+    if not is_whole(workers) or workers < 1:
+        raise InputError(f"The number of workers is {workers!r}, and it must be a whole number of at least 1.")
+
+
+def finished(cell: Cell, store_dir: str | Path | None = None, data_dir: str | Path | None = None) -> dict[str, Any]:
+    """The record of a cell; raises `InputError` where it has not finished in the store."""
+    store = Store(store_dir)
+    record = store.record("cell", cell_key(cell, data_dir))
+    if record is None:
+        raise InputError(f"The cell ({cell}) has not finished in the store {store.root}; run it with study.run first.")
+    return record
 
 
 def distilled(cell: Cell, store_dir: str | Path | None = None, data_dir: str | Path | None = None) -> DistilledSet:
@@ -98,10 +113,7 @@ def distilled(cell: Cell, store_dir: str | Path | None = None, data_dir: str | P
     if cell.method in WHOLE:
         raise InputError(f"The cell ({cell}) trains on all images, so it has no distilled set; name another method.")
     store, key = Store(store_dir), cell_key(cell, data_dir)
-    record = store.record("cell", key)
-    if record is None:
-        raise InputError(f"The cell ({cell}) has not finished in the store {store.root}; run it with study.run first.")
-    found = stored_sets.read(store, record["parents"]["set"])
+    found = stored_sets.read(store, finished(cell, store_dir, data_dir)["parents"]["set"])
     if found is None:
         path = store.root / "records" / "cell" / f"{key}.json"
         raise InputError(

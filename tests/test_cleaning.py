@@ -1,4 +1,4 @@
-"""Confident learning judges every image by a network that was not trained on it."""
+"""Confident learning judges every image by a network that was not trained on it; what it suspects can be left out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from small import image_set, profile
 
 import ddlnl
-from ddlnl import cleaning, methods, noise, preprocess, training
+from ddlnl import cleaned, cleaning, methods, noise, preprocess, training
 from ddlnl.errors import InputError
 from ddlnl.profiles import PROFILES
 
@@ -68,6 +68,25 @@ def test_what_is_said_of_an_image_does_not_depend_on_its_label(data, monkeypatch
     after = probabilities(changed)
     np.testing.assert_array_equal(after[part == 0], before[part == 0])
     assert (after[part == 1] != before[part == 1]).any(1).all()
+
+
+def test_a_resumed_cross_validation_says_the_same(data):
+    class Memory:
+        kept = None
+
+        def load(self):
+            return self.kept
+
+        def save(self, step, state):
+            if step == 2:
+                self.kept = (2, {name: tensor.clone() for name, tensor in state().items()})
+
+    memory = Memory()
+    tensors = methods.training_tensors(data, preprocess.fit(data.images, "normalise"), torch.device("cpu"))
+    whole = cleaning.cross_validated(*tensors, profile().full, seed=0, folds=2, progress=memory)
+    assert memory.kept is not None
+    resumed = cleaning.cross_validated(*tensors, profile().full, seed=0, folds=2, progress=memory)
+    np.testing.assert_array_equal(resumed, whole)
 
 
 def test_confident_learning_finds_labels_that_contradict_good_probabilities():
@@ -131,3 +150,48 @@ def test_the_table_beside_a_report_is_written_with_it_and_without_truth_only_cou
     assert counts["both"] <= min(counts[cleaning.OURS], counts[cleaning.THEIRS])
     assert list(counts.index) == [cleaning.OURS, cleaning.THEIRS, "both"]
     assert "%" not in cleaning.readable(counts.reset_index())
+
+
+def test_suspects_are_dropped_and_a_class_that_is_left_with_too_few_gets_its_least_doubtful_back():
+    train = image_set(per_class=4)
+    ranking = np.random.default_rng(0).permutation(12)  # the most doubtful first
+    suspected = np.flatnonzero(train.observed != 2)[:7]  # all of one class and most of the other
+    kept, report = cleaned.keep(train, suspected, ranking, least=2)
+    counts = np.bincount(train.observed[np.setdiff1d(np.arange(12), suspected)], minlength=3)
+    assert np.bincount(kept.observed).tolist() == np.maximum(counts, 2).tolist()
+    assert report["dropped"] == 12 - len(kept)
+    assert report["filled_up"] == len(kept) - 5 > 0
+    left = {image.tobytes() for image in kept.images}
+    place = {image: rank for rank, image in enumerate(ranking)}
+    for label in (0, 1):
+        mine = [image for image in suspected if train.observed[image] == label]
+        back = [place[image] for image in mine if train.images[image].tobytes() in left]
+        out = [place[image] for image in mine if train.images[image].tobytes() not in left]
+        assert min(back, default=99) > max(out, default=-1)
+
+
+def test_the_report_of_a_cleaning_counts_wrong_labels_that_choosing_does_not_see(data):
+    wrong, ranking = np.flatnonzero(data.observed != data.clean), np.arange(len(data))
+    kept, report = cleaned.keep(data, wrong[1:], ranking, least=1)
+    assert report == {
+        "dropped": len(wrong) - 1,
+        "filled_up": 0,
+        "wrong_before": len(wrong),
+        "wrong_after": 1,
+    }
+    untold = replace(data, clean=data.observed)
+    np.testing.assert_array_equal(cleaned.keep(untold, wrong[1:], ranking, 1)[0].images, kept.images)
+
+
+def test_a_class_too_small_for_cross_validation_is_refused_in_one_sentence():
+    pytest.importorskip("cleanlab")
+    with pytest.raises(InputError, match=r"4 training images with label 'class 0' .* at least 5 of every class"):
+        cleaned.check(image_set(per_class=4))
+
+
+def test_without_cleanlab_a_notebook_leaves_the_methods_out_and_says_why(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cleanlab", None)
+    assert cleaned.methods_here() == ()
+    assert "pip install cleanlab" in " ".join(cleaned.left_out())
+    with pytest.raises(InputError, match="pip install cleanlab"):
+        cleaned.check(image_set(per_class=10))

@@ -99,6 +99,15 @@ def test_an_image_that_was_released_as_it_is_has_the_highest_nearness():
     assert near[0] == pytest.approx(-min(float((images[0] - one).norm()) for one in released), rel=1e-5)
 
 
+def test_only_the_rates_that_are_asked_for_need_so_many_others(scores):
+    members, others = scores
+    found = privacy.leakage(members, others[:500], repeats=20, rates=[0.01])
+    assert set(found.tpr) == set(found.tpr_intervals) == {0.01}
+    assert privacy.leakage(members, others[:50], repeats=20, rates=[]).tpr == {}
+    with pytest.raises(InputError, match="at least one member and 100 others"):
+        privacy.leakage(members, others[:50], rates=[0.01])
+
+
 def test_too_few_images_scores_that_are_not_finite_and_other_shapes_are_refused():
     with pytest.raises(InputError, match="at least one member and 1000 others"):
         privacy.leakage(np.ones(5), np.ones(999))

@@ -97,6 +97,38 @@ def test_methods_that_learn_with_noise_are_cells_of_all_images_and_coteaching_kn
         study.distilled(grid[1], tmp_path / "store")
 
 
+def test_cells_that_clean_first_share_one_cleaning_and_train_on_what_it_leaves(archive_path, tmp_path, monkeypatch):
+    pytest.importorskip("cleanlab")
+    found = []
+    find = cells.cleaned.find
+    monkeypatch.setattr(cells.cleaned, "find", lambda *a: found.append(find(*a)) or found[-1])
+    grid = study.grid(archive_path, rates=0.5, methods=["dance", "cleaned", "cleaned_dance"], ipcs=[1, 2], seeds=1)
+    assert [(cell.method, cell.ipc) for cell in grid][2:] == [
+        ("cleaned", 0),
+        ("cleaned_dance", 1),
+        ("cleaned_dance", 2),
+    ]
+    table = study.run(grid, tmp_path / "store", device="cpu", progress=False)
+    assert len(found) == 1
+    assert len(found[0]["suspected"]) > 0
+    raw, first = table.iloc[0], table.iloc[2]
+    assert first["notes"]["dropped"] == len(found[0]["suspected"]) - first["notes"]["filled_up"]
+    assert first["train_images"] == raw["train_images"] - first["notes"]["dropped"]
+    for column in ("realised_rate", "noise_hash", "data_hash"):
+        assert table[column].nunique() == 1
+    assert len({row["cleaning"] for row in table["parents"][2:]}) == 1
+    assert claims.distillers(table) == ["dance", "cleaned_dance"]
+    assert study.distilled(grid[4], tmp_path / "store").images.shape[0] == 6
+
+
+def test_cells_that_clean_first_are_refused_before_any_work_without_cleanlab(archive_path, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cleanlab", None)
+    grid = study.grid(archive_path, rates=0.5, methods=["full", "cleaned"], ipcs=[1], seeds=1)
+    with pytest.raises(InputError, match="pip install cleanlab"):
+        study.run(grid, tmp_path / "store", device="cpu", progress=False)
+    assert not (tmp_path / "store" / "records").exists()
+
+
 def test_a_cell_gives_the_same_record_alone_and_in_two_workers(archive_path, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(PROGRAM.format(archive=archive_path, store=str(tmp_path / "workers"), workers=2))

@@ -365,7 +365,7 @@ def test_an_epoch_or_an_expert_that_was_not_kept_is_refused(whole):
             found.parameters(expert, epoch)
 
 
-@pytest.mark.parametrize("architecture", [replace(NETWORK, norm="batch"), training.Architecture("resnet18")])
+@pytest.mark.parametrize("architecture", [replace(NETWORK, norm="batch"), training.Architecture("resnet18", width=8)])
 def test_networks_with_running_statistics_are_refused(tmp_path, architecture):
     with pytest.raises(InputError, match="without running statistics"):
         train(tmp_path, replace(RECIPE, architecture=architecture))

@@ -95,4 +95,6 @@ def network_of(settings: object) -> str:
     shape = (protocol or {}).get("architecture")
     if not shape:
         return "unknown"
+    if shape["family"] == "resnet18":
+        return f"resnet18, width {shape['width']}"
     return f"{shape['family']}, depth {shape['depth']}, width {shape['width']}, {shape['norm']} norm"
