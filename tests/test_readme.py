@@ -34,6 +34,29 @@ def test_the_differences_and_intervals_of_the_readme_are_those_of_its_records():
         assert f"{-row.difference:.1f} points [{-row.high:.1f}, {-row.low:.1f}]" in WORDS
 
 
+def test_what_the_readme_says_of_noise_with_a_pattern_is_in_its_records():
+    ten = LAPTOP.query("ipc in (0, 10)")
+    verdicts = pd.concat([claims.asymmetric_noise(ten), claims.natural_noise(ten, "human")])
+    rows = verdicts.query("rule == 'last' and noise != 'clean'")
+    assert set(rows["noise"]) == {"asymmetric:0.4", "human:aggre", "human:worst"}
+    assert set(rows["verdict"]) == {"does not hold"}
+    for row in rows.itertuples():
+        assert f"{-row.difference:.1f} points [{-row.high:.1f}, {-row.low:.1f}]" in WORDS
+    accuracy = 100 * ten.set_index(["method", "noise"])["accuracy_last"]
+    lost = [accuracy[one, "clean"] - accuracy[one, "asymmetric:0.4"] for one in ("full", "dance", "datm", "rcig")]
+    assert "the whole set loses {:.1f} points, DANCE's {:.1f}, DATM's {:.1f}, RCIG's {:.1f}.".format(*lost) in WORDS
+
+
+def test_how_much_of_the_pattern_the_readme_says_is_absorbed_is_in_its_records():
+    found = claims.absorbed(LAPTOP.query("ipc in (0, 10)")).set_index("method")
+    assert set(found["verdict"]) == {"not enough data"}
+    shares = [found.at[method, "absorbed"] for method in ("full", "datm", "rcig", "dance", "predicted")]
+    sentence = (
+        "noisy set repeat {:.0%}, DATM's {:.0%}, RCIG's {:.0%}, DANCE's {:.0%}, and those of images that an expert"
+    )
+    assert f"{sentence.format(*shares)} agrees with {shares[-1]:.0%}" in SPACED
+
+
 def test_the_accuracies_of_the_readme_are_those_of_its_records():
     rows = TABLE.query("noise == 'symmetric:0.4' and ipc == 10").set_index("method")
     sentence = re.search(r"ten images per class give (.*?)\.\s", WORDS).group(1)
