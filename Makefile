@@ -69,4 +69,4 @@ $(VENV)/pins.txt: environment.yml
 	@sed -n 's/^ *- \(.*==.*\)$$/\1/p' $< > $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info ddlnl/_C*.so out.ipynb out.html faults.json gallery .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info ddlnl/_C*.so ddlnl/SHA256SUMS out.ipynb out.html faults.json gallery .pytest_cache .ruff_cache .hypothesis

@@ -60,6 +60,13 @@ def test_a_damaged_file_is_named_and_left_where_it_is(store, place, capsys):
     assert "1 of these are problems" in capsys.readouterr().err
 
 
+def test_a_damaged_library_of_the_core_is_named(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.ddlnl, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "_C.abi3.so").write_bytes(b"torn")
+    (problem,) = problems(store)
+    assert f"{tmp_path / '_C.abi3.so'} does not match the checksum beside it" in problem.found
+
+
 def test_a_record_of_another_format_is_named(store):
     path = store.root / "records" / "cell" / "one.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
