@@ -158,7 +158,7 @@ def _build(folder: Path, sources: Path, torch: Torch, cuda: Cuda | None, seconds
         shutil.rmtree(left_behind, ignore_errors=True)
     compiler, ninja = shlex.quote(cuda.nvcc) if cuda else _compiler(), _ninja()
     failed = folder.with_name(f"{folder.name}.failed-{hashlib.sha256(compiler.encode()).hexdigest()[:8]}")
-    if failed.exists() and time.time() - failed.stat().st_mtime < PATIENCE:
+    if failed.exists() and 0 <= time.time() - failed.stat().st_mtime < PATIENCE:  # not one of a clock that was ahead
         raise Unbuilt(f"could not be compiled a while ago ({failed} says why; remove it to try again)")
     attempt = Path(tempfile.mkdtemp(prefix=f"{folder.name}.attempt-", dir=folder.parent))
     try:
