@@ -109,17 +109,12 @@ def _store(root: Path) -> Iterator[Finding]:
 
 def _damaged(records: list[Path], artefacts: list[Path]) -> Iterator[Finding]:
     advice = "the next study that needs it sets it aside and computes it again; if files keep breaking, check the disk."
-    for path in records:
+    other = "it is kept; install the ddlnl that wrote it, or use another store."
+    reads = [(store.read_record, path) for path in records] + [(store.read_tensors, path) for path in artefacts]
+    for read, path in reads:
         try:
-            form = store.read_record(path)["format"]
+            read(path)
         except DamagedError as error:
             yield Finding("damaged", str(error), advice)
-            continue
-        if form != store.FORMAT:
-            other = f"it is read by the version that wrote it; this one reads format {store.FORMAT} and computes anew."
-            yield Finding("other format", f"{path} has record format {form}", other)
-    for path in artefacts:
-        try:
-            store.read_tensors(path)
-        except DamagedError as error:
-            yield Finding("damaged", str(error), advice)
+        except InputError as error:
+            yield Finding("other format", str(error), other)
