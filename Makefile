@@ -4,7 +4,7 @@
 # make test    the whole suite in the same environment; DDLNL_DATA=folder adds the tests on real archives
 # make lint    style of the code and the notebooks, and that the notebooks are stored without outputs
 # make sanitize  the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer
-# make faults  every fault of tests/faults in its full count (about five minutes), and the table of them: faults.json
+# make faults  every fault of tests/faults in its full count (some ten minutes), and the table of them: faults.json
 # make clean   remove what the other targets made
 # PYTHON=...   chooses the interpreter .venv is made from
 
@@ -47,6 +47,7 @@ sanitize: install-test
 	$(BIN)/python tests/variants.py sanitize
 
 faults: install-test
+	rm -f faults.json
 	DDLNL_FAULTS=full DDLNL_FAULTS_TABLE=faults.json $(BIN)/python -m pytest tests/faults
 
 install: $(VENV)/installed
