@@ -72,7 +72,7 @@ def _compute(cell: Cell, root: Path, data_dir: str | Path | None, device: str) -
         raise
     except OSError as error:
         raise InputError(
-            f"The cell ({cell}) stopped: {error}. What was finished is kept, so run it again when {root} has room and "
+            f"The cell ({cell}) stopped: {error}; what was finished is kept, so run it again when {root} has room and "
             "can be written to, or name another folder as store_dir (or $DDLNL_STORE)."
         ) from error
     except Exception as error:

@@ -134,7 +134,7 @@ def test_another_digit_of_the_format_is_damage_and_not_another_format(kind, form
         path.write_bytes(damaged)
         with pytest.raises(DamagedError, match="does not match its checksum"):
             read(path)
-        tally(FLIPS)
+        tally(FORMATS)
 
 
 def as_of(form: int, monkeypatch, folder: Path) -> store.Store:

@@ -119,7 +119,7 @@ def test_a_study_on_a_disk_that_fails_is_refused_in_one_sentence_and_goes_on_whe
     steps, draws = moments(archive_path, tmp_path / "whole", monkeypatch, words), random.Random(0)
     cell = Cell(archive_path, "symmetric:0.5", "dance", 2, 0, "demo")
     whole = lasting(study.run([cell], tmp_path / "whole", device="cpu", progress=False))
-    for number in range(tries(2, 30)):
+    for number in range(tries(2, 15)):
         place = tmp_path / str(number)
         with monkeypatch.context() as patch:
             Disk(draws.randrange(steps), draws.choice(KINDS)).install(patch)
@@ -147,7 +147,7 @@ def test_a_study_on_real_small_disks_ends_with_the_record_it_would_have_had(tmp_
         pytest.skip("this process may not mount a small disk of its own (unshare --mount)")
     paths = os.pathsep.join([str(HERE), str(HERE.parent), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     command = ["unshare", "--mount", sys.executable, HERE / "disks.py", tmp_path]
-    sizes = tries(1, 5)
+    sizes = tries(1, 3)
     command += [str(16 + 340 * number // sizes) for number in range(sizes)]
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

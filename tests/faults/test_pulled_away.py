@@ -21,6 +21,7 @@ from test_study import lasting
 from ddlnl import cells, dance, datm, files, store, study, training
 from ddlnl.__main__ import main
 from ddlnl.cells import Cell
+from ddlnl.distilled import DistilledSet
 from ddlnl.errors import InputError
 
 ARCHIVE = "an archive replaced while a study runs gives no record of mixed data"
@@ -88,6 +89,17 @@ def test_an_archive_that_is_replaced_gives_the_record_of_the_old_one_or_none(
 # ---------------------------------------------------------------- the store
 
 
+def set_of(cell: Cell, place: Path) -> DistilledSet:
+    """The set of a finished cell, after what the sentence says where the record alone came into the new folder."""
+    try:
+        return study.distilled(cell, place)
+    except InputError as error:
+        record = re.search(r"but not its distilled set; move the record (.*) away and run the cell again", str(error))
+        Path(record.group(1)).unlink()
+    study.run([cell], place, device="cpu", progress=False)
+    return study.distilled(cell, place)
+
+
 @pytest.mark.parametrize("how", ["moved", "deleted"])
 @pytest.mark.parametrize("method", ["dance", "datm"])
 def test_a_store_that_is_moved_or_deleted_is_made_anew_with_the_same_record(
@@ -98,7 +110,7 @@ def test_a_store_that_is_moved_or_deleted_is_made_anew_with_the_same_record(
     places = [(training, "_epoch", 6), ({"dance": dance._Distillation, "datm": datm.Datm}[method], "iterate", 4)]
     places += [(store.Store, "save_record", 4), (store.Store, "record", 8), (store, "write_tensors", 5)]
     draws = random.Random(f"{method} {how}")
-    for number in range(tries(1, 10)):
+    for number in range(tries(1, 5)):
         owner, name, calls = places[number % len(places)]
         place = tmp_path / str(number)
         away = partial(shutil.move, place, f"{place} away") if how == "moved" else partial(shutil.rmtree, place)
@@ -107,7 +119,7 @@ def test_a_store_that_is_moved_or_deleted_is_made_anew_with_the_same_record(
             found = attempt(cell, place)
         assert str(place) in str(found) if isinstance(found, Exception) else lasting(found) == whole
         assert lasting(study.run([cell], place, device="cpu", progress=False)) == whole
-        assert len(study.distilled(cell, place)) == 6
+        assert len(set_of(cell, place)) == 6
         tally(STORE)
 
 
@@ -158,7 +170,7 @@ def test_a_study_that_is_stopped_says_so_in_one_sentence_and_goes_on(
     words += ["--device", "cpu", "--store-dir"]
     cell, draws = Cell(archive_path, "symmetric:0.5", "dance", 2, 0, "demo"), random.Random(0)
     whole = lasting(study.run([cell], tmp_path / "whole", device="cpu", progress=False))
-    for number in range(tries(2, 20)):
+    for number in range(tries(2, 12)):
         with monkeypatch.context() as patch:
             Stop(draws.randrange(24)).install(patch)
             with pytest.raises(SystemExit) as stop:

@@ -1,7 +1,7 @@
 """No test reaches the network: only this machine's own addresses and sockets of the file system can be connected to.
 
-`conftest.py` runs this file in the tests' own process and puts its folder on the path, where every Python that a test
-starts finds it by its name.
+`conftest.py` runs this file in the tests' own process and puts its folder on $PYTHONPATH, where every Python that
+inherits it finds this file by its name.
 """
 
 from __future__ import annotations
