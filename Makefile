@@ -4,7 +4,7 @@
 # make test    the whole suite in the same environment; DDLNL_DATA=folder adds the tests on real archives
 # make lint    style of the code and the notebooks, and that the notebooks are stored without outputs
 # make sanitize  the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer
-# make faults  every fault of tests/faults in its full count (about five minutes), and the table of them: faults.json
+# make faults  every fault of tests/faults in its full count (some ten minutes), and the table of them: faults.json
 # make clean   remove what the other targets made
 # PYTHON=...   chooses the interpreter .venv is made from
 
@@ -48,6 +48,7 @@ sanitize: install-test
 	$(BIN)/python tests/variants.py sanitize
 
 faults: install-test
+	rm -f faults.json
 	DDLNL_FAULTS=full DDLNL_FAULTS_TABLE=faults.json $(BIN)/python -m pytest tests/faults
 
 install: $(VENV)/installed
@@ -70,4 +71,4 @@ $(VENV)/pins.txt: environment.yml
 	@sed -n 's/^ *- \(.*==.*\)$$/\1/p' $< > $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info ddlnl/_C*.so out.ipynb out.html faults.json gallery .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info ddlnl/_C*.so ddlnl/SHA256SUMS out.ipynb out.html faults.json gallery .pytest_cache .ruff_cache .hypothesis

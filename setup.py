@@ -5,6 +5,7 @@ warning, and the package then runs its pure-PyTorch twins. Only LibTorch's stabl
 seconds and one library serves every Python and every torch that the package allows.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -41,11 +42,20 @@ class OptionalBuild(BuildExtension):
     """Compile each library by itself; where one fails, warn and leave it out."""
 
     def run(self) -> None:
-        """Begin without the libraries of earlier builds: one that is not made again would be loaded beside new ones."""
-        for folder in (Path(self.build_lib, "ddlnl"), *([Path("ddlnl")] if self.inplace else [])):
-            for library in folder.glob("_C*.so"):
-                library.unlink()
+        """Begin without the libraries of earlier builds: one that is not made again would be loaded beside new ones.
+
+        Beside those of this build go their checksums, without which `ddlnl/_core.py` loads none.
+        """
+        folders = [Path(self.build_lib, "ddlnl"), *([Path("ddlnl")] if self.inplace else [])]
+        for old in (file for folder in folders for name in ("_C*.so", "SHA256SUMS") for file in folder.glob(name)):
+            old.unlink()
         super().run()
+        for folder in folders:
+            lines = [
+                f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in folder.glob("_C*.so")
+            ]
+            if lines:
+                Path(folder, "SHA256SUMS").write_text("".join(lines))
 
     def build_extensions(self) -> None:
         wanted = self.extensions

@@ -2,7 +2,7 @@
 installation, `data ...` brings data to where the package looks for it and reads released distilled sets, `export` and
 `summary` read notebooks and `gallery` runs them, `denoise` looks for label errors in images of your own.
 
-What cannot be done is said in one sentence on standard error, and the exit code is 2.
+What cannot be done is said in one sentence on standard error, and the exit code is 2 (130 after Ctrl-C).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.run(options)
     except (InputError, OSError) as error:
         parser.exit(2, f"{error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "Stopped. What was finished is kept: the same command goes on from there.\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -122,15 +122,25 @@ def _check_private(folder: Path) -> None:
 
 def _stored(folder: Path) -> Path | None:
     """The library in `folder`; None where there is no build or a damaged one."""
+    library = next(folder.glob("_C*.so"), None)
+    return library if library and is_whole(library) else None
+
+
+def is_whole(library: Path) -> bool:
+    """Whether a library is byte for byte the one that was built, by the checksum in SHA256SUMS beside it.
+
+    What merely loads could still crash the process, later and elsewhere: one flipped bit is enough. The checksum takes
+    some milliseconds. A tool that rewrites a library (strip, auditwheel) has to write its checksum anew, with
+    `sha256sum _C*.so > SHA256SUMS`.
+    """
     try:
-        digest, name = (folder / "SHA256SUMS").read_text().split()
-        return folder / name if _sha256(folder / name) == digest else None
-    except (OSError, ValueError):
-        return None
+        return _checksum_line(library) in (library.parent / "SHA256SUMS").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _checksum_line(library: Path) -> str:
+    return f"{hashlib.sha256(library.read_bytes()).hexdigest()}  {library.name}"
 
 
 def _set_aside_damaged(folder: Path) -> str:
@@ -148,7 +158,7 @@ def _build(folder: Path, sources: Path, torch: Torch, cuda: Cuda | None, seconds
         shutil.rmtree(left_behind, ignore_errors=True)
     compiler, ninja = shlex.quote(cuda.nvcc) if cuda else _compiler(), _ninja()
     failed = folder.with_name(f"{folder.name}.failed-{hashlib.sha256(compiler.encode()).hexdigest()[:8]}")
-    if failed.exists() and time.time() - failed.stat().st_mtime < PATIENCE:
+    if failed.exists() and 0 <= time.time() - failed.stat().st_mtime < PATIENCE:  # not one of a clock that was ahead
         raise Unbuilt(f"could not be compiled a while ago ({failed} says why; remove it to try again)")
     attempt = Path(tempfile.mkdtemp(prefix=f"{folder.name}.attempt-", dir=folder.parent))
     try:
@@ -161,7 +171,7 @@ def _build(folder: Path, sources: Path, torch: Torch, cuda: Cuda | None, seconds
                 os.replace(attempt / "log", failed)
             how = f"did not compile ({failed} says why)" if ended else f"did not compile within {SECONDS} s"
             raise Unbuilt(how)
-        (attempt / "done" / "SHA256SUMS").write_text(f"{_sha256(library)}  {library.name}\n")
+        (attempt / "done" / "SHA256SUMS").write_text(_checksum_line(library) + "\n")
         os.replace(attempt / "done", folder)
         failed.unlink(missing_ok=True)
     finally:

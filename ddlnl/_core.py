@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +38,9 @@ def backend() -> Backend:
 
     `DDLNL_EXTENSION=off` leaves them out. Otherwise they come from the libraries that pip built beside this file or,
     where those are missing or unusable, from a build in the cache folder that the first process makes (see
-    `ddlnl._build`). Unusable libraries, a build that fails and a GPU left without kernels give one RuntimeWarning; this
-    always returns within about a minute. Raises InputError where DDLNL_EXTENSION is neither `on`, `off` nor empty.
+    `ddlnl._build`). A library is loaded only where it matches the checksum beside it. Unusable libraries, a build that
+    fails and a GPU left without kernels give one RuntimeWarning; this always returns within about a minute. Raises
+    InputError where DDLNL_EXTENSION is neither `on`, `off` nor empty.
     """
     wanted = os.environ.get("DDLNL_EXTENSION") or "on"
     if wanted not in ("on", "off"):
@@ -98,7 +98,7 @@ def _find(package: Path) -> tuple[Backend, str]:
             f"{reason}, so the slower PyTorch twins are used; {_ADVICE}",
         )
     if broken:
-        broken += f"; one compiled in {libraries[0].parent} takes its place"
+        broken += f"; one compiled in {libraries[0].parent} takes its place; {_ADVICE}"
     return found, "; ".join(filter(None, (broken, repaired, problem)))
 
 
@@ -151,27 +151,15 @@ def _register(libraries: list[Path], lacking: str) -> tuple[Backend, str]:
 
 
 def _load(library: Path) -> None:
+    """A damaged library is refused unread: loading it could end the process, where no `except` helps."""
+    if not _build.is_whole(library):
+        raise _build.Unbuilt(f"in {library} does not match the checksum beside it, or has none")
     try:
-        _check_whole(library)
         _check_version(library)
         torch.ops.load_library(library)
     except OSError as error:
         told = str(error.__cause__ or error)  # torch's own sentence has only the path
         raise _build.Unbuilt(f"does not load ({' '.join(told.split())})") from error
-
-
-def _check_whole(library: Path) -> None:
-    """A library that was cut short would end the process when it is read, so look at where its last table should be."""
-    if sys.platform != "linux":
-        return
-    with open(library, "rb") as file:
-        head = file.read(64)
-    # Offset of the section table, then the size and the number of its entries, in the header of a 64-bit ELF file.
-    table, size, count = (
-        int.from_bytes(head[first:last], sys.byteorder) for first, last in ((40, 48), (58, 60), (60, 62))
-    )
-    if len(head) < 64 or not head.startswith(b"\x7fELF") or table + size * count > library.stat().st_size:
-        raise _build.Unbuilt(f"in {library} is damaged")
 
 
 def _check_version(library: Path) -> None:

@@ -77,11 +77,12 @@ class Data:
     fingerprint: str
 
 
-def _place(dataset: str, data_dir: str | Path | None) -> tuple[str | None, tuple[int, int] | None]:
-    """The folder as text, and when the archive was last written: an archive that changed is read again."""
+def _place(dataset: str, data_dir: str | Path | None) -> tuple[str | None, tuple[int, ...] | None]:
+    """The folder as text, and which file the archive is: one that changed is read again, whatever its time."""
     path = Path(dataset) if dataset.endswith(".npz") else archives.find(dataset, data_dir)
-    written = (path.stat().st_mtime_ns, path.stat().st_size) if path and path.is_file() else None
-    return None if data_dir is None else str(data_dir), written
+    status = path.stat() if path and path.is_file() else None
+    which = status and (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return None if data_dir is None else str(data_dir), which
 
 
 @functools.lru_cache(maxsize=2)
@@ -229,6 +230,8 @@ class _Run:
         self.data = prepare(cell, data_dir)
         self.profile, self.train = self.data.profile, self.data.train
         self.preprocessing, self.fitted = fitted(cell, store, data_dir)
+        if cell_key(cell, data_dir) != key:  # all is read by now
+            raise InputError(f"The archive of {cell.dataset} was replaced while the cell ({cell}) began; run it again.")
         self.seconds = {"experts": 0.0, "distil": 0.0, "evaluate": 0.0}
         self.notes: dict[str, Any] = {}
         self.parents: dict[str, str] = {}

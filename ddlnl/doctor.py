@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from ddlnl import archives, datasets, ops, store
+import ddlnl
+from ddlnl import _build, archives, datasets, ops, store
 from ddlnl.errors import DamagedError, InputError
 
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "papermill", "nbconvert", "jupyterlab")
@@ -64,6 +65,10 @@ def _core() -> Iterator[Finding]:
     slow = backend.name == "reference" and os.environ.get("DDLNL_EXTENSION") != "off"
     advice = "`pip install --verbose --no-build-isolation -e .` builds it and shows why it may fail." if slow else ""
     yield Finding("compiled core", str(backend), advice)
+    for library in sorted(Path(ddlnl.__file__).parent.glob("_C*.so")):
+        if not _build.is_whole(library):
+            advice = "`pip install --no-build-isolation -e .` builds it anew; it is not loaded meanwhile."
+            yield Finding("damaged", f"{library} does not match the checksum beside it, or has none", advice)
     yield Finding("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads of torch")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     bare = bool(names) and backend.name == "compiled"
@@ -104,17 +109,12 @@ def _store(root: Path) -> Iterator[Finding]:
 
 def _damaged(records: list[Path], artefacts: list[Path]) -> Iterator[Finding]:
     advice = "the next study that needs it sets it aside and computes it again; if files keep breaking, check the disk."
-    for path in records:
+    other = "it is kept; install the ddlnl that wrote it, or use another store."
+    reads = [(store.read_record, path) for path in records] + [(store.read_tensors, path) for path in artefacts]
+    for read, path in reads:
         try:
-            form = store.read_record(path)["format"]
+            read(path)
         except DamagedError as error:
             yield Finding("damaged", str(error), advice)
-            continue
-        if form != store.FORMAT:
-            other = f"it is read by the version that wrote it; this one reads format {store.FORMAT} and computes anew."
-            yield Finding("other format", f"{path} has record format {form}", other)
-    for path in artefacts:
-        try:
-            store.read_tensors(path)
-        except DamagedError as error:
-            yield Finding("damaged", str(error), advice)
+        except InputError as error:
+            yield Finding("other format", str(error), other)

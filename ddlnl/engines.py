@@ -1,7 +1,8 @@
 """Where cells are computed: in this process, in several local ones, or as jobs of a Slurm cluster.
 
 A process that dies under a cell (killed, out of memory, a lost node) costs a study time and nothing else: another one
-goes on from the store. A cell that fails ends the study and is named.
+goes on from the store. A cell that fails ends the study and is named; where the store could not be written,
+the sentence says what to do.
 """
 
 from __future__ import annotations
@@ -80,6 +81,11 @@ def _compute(cell: Cell, root: Path, data_dir: str | Path | None, device: str, o
         one(cell, Store(root), data_dir, device)
     except InputError:
         raise
+    except OSError as error:
+        raise InputError(
+            f"The cell ({cell}) stopped: {error}; what was finished is kept, so run it again when {root} has room and "
+            "can be written to, or name another folder as store_dir (or $DDLNL_STORE)."
+        ) from error
     except Exception as error:
         raise RuntimeError(f"The cell ({cell}) failed: {error}") from error
 

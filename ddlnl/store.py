@@ -30,10 +30,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ddlnl.errors import DamagedError
+from ddlnl.errors import DamagedError, InputError
 from ddlnl.files import replacing
 
-FORMAT = 1
+FORMAT = 2
+"""What is written. Format 1 is read too: its checksums cover the body alone, those since 2 also the format's number, so
+that a damaged number is not taken for another format."""
+READ = (1, FORMAT)
 _CELL_COLUMNS_FIRST = ["dataset", "noise", "rate", "imbalance", "method", "ipc", "seed", "profile"]
 _COLUMNS_OF_NO_CELLS = [
     *_CELL_COLUMNS_FIRST,
@@ -48,8 +51,13 @@ def key_of(description: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
-    digest = hashlib.sha256(meta.encode())
+def _covered(form: int, text: str) -> bytes:
+    """What the checksum of a file in this format begins with."""
+    return (text if form == 1 else f"format {form}\n{text}").encode()
+
+
+def _digest(form: int, tensors: Mapping[str, Tensor], meta: str) -> str:
+    digest = hashlib.sha256(_covered(form, meta))
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -61,7 +69,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
     """Tensors and a JSON-able description as one checksummed safetensors file; equal ones give equal bytes."""
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta, sort_keys=True, allow_nan=False)
-    header = {"format": str(FORMAT), "meta": text, "digest": _digest(on_host, text)}
+    header = {"format": str(FORMAT), "meta": text, "digest": _digest(FORMAT, on_host, text)}
     with replacing(path) as file:
         for part in _with_sorted_header(safetensors.torch.save(on_host, metadata=header)):
             file.write(part)
@@ -76,18 +84,29 @@ def _with_sorted_header(whole: bytes) -> tuple[bytes, bytes, memoryview]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_tensors` wrote; raises `DamagedError` if the file is not exactly that."""
+    """What `write_tensors` wrote. Raises `DamagedError` if the file is not exactly that, `InputError` if it is, in a
+    format that this version does not know."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, ValueError) as error:
         raise DamagedError(f"{path} is not a readable safetensors file ({error}).") from error
-    if header.get("format", str(FORMAT)) != str(FORMAT):
-        raise DamagedError(f"{path} has format {header['format']}; this version reads format {FORMAT}.")
-    if "digest" not in header or header["digest"] != _digest(tensors, header.get("meta", "")):
+    form = header.get("format", "")
+    if not form.isdecimal() or header.get("digest") != _digest(int(form), tensors, header.get("meta", "")):
         raise DamagedError(f"{path} does not match its checksum.")
+    _require_known(path, int(form))
     return tensors, json.loads(header["meta"])
+
+
+def _require_known(path: Path, form: int) -> None:
+    """Raise `InputError` for a whole file of another version, which must be neither set aside nor replaced."""
+    if form not in READ:
+        known = " and ".join(map(str, READ))
+        raise InputError(
+            f"{path} has format {form}, and this version reads the formats {known}: install the ddlnl that wrote it (a "
+            "newer one reads older stores), or name another folder as store_dir (or $DDLNL_STORE)."
+        )
 
 
 def default_directory() -> Path:
@@ -102,26 +121,23 @@ class Store:
         self.root = Path(directory) if directory is not None else default_directory()
 
     def record(self, kind: str, key: str) -> dict[str, Any] | None:
-        """The finished record, or None where there is none (or it was damaged, which is reported and set aside)."""
+        """The finished record, or None where there is none (or it was damaged, which is reported and set aside).
+
+        Raises `InputError` for a record of a format that this version does not read.
+        """
         path = self.root / "records" / kind / f"{key}.json"
         if not path.exists():
             return None
         try:
-            whole = read_record(path)
+            return read_record(path)["body"]
         except DamagedError as error:
             self._set_aside(path, error)
             return None
-        if whole["format"] != FORMAT:
-            warnings.warn(
-                f"{path} has record format {whole['format']} and is left alone; this version reads format {FORMAT}.",
-                stacklevel=2,
-            )
-            return None
-        return whole["body"]
 
     def save_record(self, kind: str, key: str, body: Mapping[str, Any]) -> None:
         text = json.dumps(body, sort_keys=True, allow_nan=False)
-        whole = {"format": FORMAT, "digest": hashlib.sha256(text.encode()).hexdigest(), "body": json.loads(text)}
+        digest = hashlib.sha256(_covered(FORMAT, text)).hexdigest()
+        whole = {"format": FORMAT, "digest": digest, "body": json.loads(text)}
         with replacing(self.root / "records" / kind / f"{key}.json") as file:
             file.write(json.dumps(whole, indent=1).encode())
 
@@ -208,14 +224,16 @@ class Progress:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """{"format", "digest", "body"} of a record of any format; raises `DamagedError` if it is not as it was written."""
+    """{"format", "digest", "body"} of a record. Raises `DamagedError` if it is not as it was written, `InputError` if
+    it is, in a format that this version does not know."""
     try:
         whole = json.loads(path.read_text())
-        text = json.dumps(whole["body"], sort_keys=True)
-        if not isinstance(whole["format"], int) or whole["digest"] != hashlib.sha256(text.encode()).hexdigest():
+        form, covered = whole["format"], json.dumps(whole["body"], sort_keys=True)
+        if type(form) is not int or whole["digest"] != hashlib.sha256(_covered(form, covered)).hexdigest():
             raise DamagedError(f"{path} does not match its checksum.")
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path} is not a readable record ({error}).") from error
+    _require_known(path, form)
     return whole
 
 

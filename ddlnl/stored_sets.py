@@ -7,7 +7,9 @@ from ddlnl.store import Store, write_tensors
 
 
 def save(store: Store, name: str, small: DistilledSet, fitted: str) -> None:
-    """Keep a set as the artefact `name`; `fitted` is the name of that with its preprocessing."""
+    """Keep a set as the artefact `name`; `fitted` is that with its preprocessing, written here where it was lost."""
+    if not store.artefact_path(fitted).exists():
+        write_tensors(store.artefact_path(fitted), small.preprocessing.tensors(), {"preprocessing": fitted})
     tensors, meta = small.state_without_preprocessing()
     write_tensors(store.artefact_path(name), tensors, meta | {"fitted": fitted})
 

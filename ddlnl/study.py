@@ -75,7 +75,8 @@ def run(
     """One row per cell, in the order of `cells`; finished cells come from the store, others are computed.
 
     workers: processes that compute cells side by side. engine: "local", or "slurm" for a cluster (`ddlnl.slurm`). What
-    can be refused is refused before the first cell starts, with `InputError`.
+    can be refused is refused before the first cell starts, with `InputError`; so is, at its end, a study whose archive
+    or store was exchanged while it ran.
     """
     cells = list(dict.fromkeys(cells))
     check_workers(workers)
@@ -86,7 +87,13 @@ def run(
     for cell in missing:
         prepare(cell, data_dir)
     engines.run(in_order(missing), store.root, data_dir, device, engine, workers, progress)
-    return frame([store.record("cell", keys[cell]) for cell in cells])
+    records = {cell: store.record("cell", keys[cell]) for cell in cells}
+    if lost := [cell for cell, record in records.items() if record is None]:
+        raise InputError(
+            f"The cell ({lost[0]}) has no record after all: its archive was replaced, or the store {store.root} was "
+            "moved or damaged, while the study ran; run it again."
+        )
+    return frame(list(records.values()))
 
 
 def check_workers(workers: object) -> None:

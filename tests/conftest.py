@@ -1,8 +1,10 @@
-"""Shared fixtures: where real data is, and one thread, so that sums repeat and a busy machine does not stall them."""
+"""What all tests share: where real data is; no network, in any process; and one thread, so that sums repeat and a busy
+machine does not stall them."""
 
 from __future__ import annotations
 
 import os
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,10 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+OFFLINE = Path(__file__).parent / "offline"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(OFFLINE), os.environ.get("PYTHONPATH")]))
+runpy.run_path(str(OFFLINE / "sitecustomize.py"))
 
 
 @pytest.fixture(scope="session")

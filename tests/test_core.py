@@ -26,6 +26,7 @@ from ddlnl.errors import InputError
 ROOT = Path(__file__).parents[1]
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
 THIS_TORCH = _core._this_torch()
+MARKER = f"ddlnl-core-version:{_core.CORE_VERSION}"
 
 
 @pytest.fixture
@@ -54,6 +55,7 @@ def compiled_beside(package: Path, version: int | str = _core.CORE_VERSION) -> P
     library = package / "_C.abi3.so"
     subprocess.run(["c++", "-shared", "-fPIC", package.parent / "csrc" / "ops.cpp", "-o", library], check=True)
     write_core(package.parent / "csrc", _core.CORE_VERSION)
+    variants.write_checksums(package)
     return library
 
 
@@ -179,11 +181,12 @@ def test_settings_and_sources_that_cannot_be_read_leave_the_twins(package, monke
     assert re.search(f"{told}.*, so the slower PyTorch twins are used", problem)
 
 
-def test_an_empty_library_is_refused_where_its_form_is_not_looked_at(tmp_path):
+def test_an_empty_library_is_refused_even_with_its_own_checksum(tmp_path):
     library = tmp_path / "_C.abi3.so"
     library.touch()
+    variants.write_checksums(tmp_path)
     with pytest.raises(_build.Unbuilt, match=r"is version \?, not"):
-        _core._check_version(library)
+        _core._load(library)
 
 
 @needs_compiler
@@ -197,9 +200,10 @@ def test_a_compiler_that_fails_is_quoted_in_a_file_and_not_asked_again_for_a_whi
     monkeypatch.setattr(_build, "_run", lambda *_: pytest.fail("it was compiled again"))
     assert "could not be compiled a while ago" in _core._find(package)[0].reason
     monkeypatch.setattr(_build, "_run", lambda *_: True)
-    os.utime(log, (0, time.time() - _build.PATIENCE - 1))
-    with pytest.raises(FileNotFoundError):  # it is tried again, and the stand-in leaves no log
-        _build._build(log.with_name(log.name.partition(".")[0]), package.parent / "csrc", THIS_TORCH, None, 60)
+    for written in (time.time() - _build.PATIENCE - 1, time.time() + 100):  # long ago, or before the clock was put back
+        os.utime(log, (0, written))
+        with pytest.raises(FileNotFoundError):  # it is tried again, and the stand-in leaves no log
+            _build._build(log.with_name(log.name.partition(".")[0]), package.parent / "csrc", THIS_TORCH, None, 60)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which processes there are")
@@ -298,13 +302,16 @@ def test_a_damaged_build_is_set_aside_and_made_anew_with_one_warning(package, tm
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (lambda library: library.write_bytes(b"not a library" * 10), "is damaged"),
-        (lambda library: library.write_bytes(b""), "is damaged"),
-        (lambda library: os.truncate(library, library.stat().st_size - 100), "is damaged"),
+        (lambda library: library.write_bytes(b"not a library" * 10), "does not match the checksum beside it"),
+        (lambda library: library.write_bytes(b""), "does not match the checksum beside it"),
+        (lambda library: os.truncate(library, library.stat().st_size - 100), "does not match the checksum beside it"),
+        (lambda library: library.with_name("SHA256SUMS").unlink(), "or has none"),
+        (lambda library: library.with_name("SHA256SUMS").write_bytes(b"\xff"), "or has none"),
+        (lambda library: (library.unlink(), library.mkdir()), "does not match the checksum beside it"),
         (lambda library: compiled_beside(library.parent, 1), f"is version 1, not {_core.CORE_VERSION}"),
         (lambda library: compiled_beside(library.parent, "20"), f"is version 20, not {_core.CORE_VERSION}"),
-        (lambda library: shutil.copyfile(torch._C.__file__, library), r"is version \?"),
-        (lambda library: (library.unlink(), library.mkdir()), r"does not load \(.*directory"),
+        (lambda library: replaced(library, Path(torch._C.__file__).read_bytes()), r"is version \?"),
+        (lambda library: replaced(library, MARKER.encode() + b"\0"), r"does not load \(.*"),
     ],
 )
 def test_a_library_from_pip_that_is_unusable_is_replaced_before_it_is_loaded(package, damage, complaint):
@@ -312,7 +319,13 @@ def test_a_library_from_pip_that_is_unusable_is_replaced_before_it_is_loaded(pac
     damage(library)
     found, problem = _core._find(package)
     assert found.name == "compiled"
-    assert re.fullmatch(rf".*{complaint}.*; one compiled in .* takes its place", problem)
+    assert re.fullmatch(rf".*{complaint}.*; one compiled in .* takes its place; .*pip install.*", problem)
+
+
+def replaced(library: Path, content: bytes) -> None:
+    """Another library, whole as far as its checksum tells."""
+    library.write_bytes(content)
+    variants.write_checksums(library.parent)
 
 
 @needs_compiler
@@ -321,6 +334,7 @@ def test_a_library_from_pip_that_needs_what_this_torch_lacks_is_replaced(package
     text = (package.parent / "csrc" / "ops.cpp").read_text()
     source.write_text(text + "extern int not_in_torch(); int use = not_in_torch();")
     subprocess.run(["c++", "-shared", "-fPIC", source, "-o", library], check=True)
+    variants.write_checksums(package)
     found, problem = _core._find(package)
     assert found.name == "compiled"
     assert re.match(r"does not load \(.*not_in_torch.*\); one compiled in", problem)
@@ -328,11 +342,11 @@ def test_a_library_from_pip_that_needs_what_this_torch_lacks_is_replaced(package
 
 @needs_compiler
 def test_a_cuda_library_that_does_not_load_leaves_the_cpu_s(package):
-    (package / "_C_cuda.abi3.so").write_bytes(b"not a library")
     compiled_beside(package)
+    (package / "_C_cuda.abi3.so").write_bytes(b"not a library")
     found, problem = _core._find(package)
     assert found.name == "compiled"
-    assert re.search(r"for CUDA it in .* is damaged", found.reason)
+    assert re.search(r"for CUDA it in .* does not match the checksum", found.reason)
     assert problem.startswith("for CUDA ")
     assert problem.endswith("so only the CPU uses it")
     (package / "_C.abi3.so").unlink()  # the one for CUDA alone has no schemas
@@ -352,6 +366,7 @@ def test_a_cuda_library_of_other_schemas_is_not_loaded(package, version):
 @needs_compiler
 def test_both_libraries_are_the_backend_for_both_devices(package):
     shutil.copy(compiled_beside(package), package / "_C_cuda.abi3.so")
+    variants.write_checksums(package)
     found, problem = _core._find(package)
     assert (found.name, problem) == ("compiled+cuda", "")
 
@@ -390,7 +405,6 @@ def gpu(package, tmp_path, monkeypatch) -> Path:
     return tmp_path / "nvcc"
 
 
-MARKER = f"ddlnl-core-version:{_core.CORE_VERSION}"
 # Stands in for nvcc: notes and drops its own flags, and compiles the file as C++.
 NVCC = """for a; do
   case $a in
@@ -533,7 +547,7 @@ def test_the_kernels_serve_floating_tensors_of_their_devices_and_no_others():
 
 @needs_compiler
 def test_a_checkout_without_libraries_runs_compiled_kernels_from_the_first_import(tmp_path):
-    ignored = shutil.ignore_patterns("__pycache__", "_C*", "*.cu")
+    ignored = shutil.ignore_patterns("__pycache__", "_C*", "SHA256SUMS", "*.cu")
     for name in ("ddlnl", "csrc"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
     flags = tmp_path / "csrc" / "flags.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from image_sets import arrays, save
 from test_study import archive_path as archive_path
 
 from ddlnl import datasets, doctor
+from ddlnl import store as store_module
 from ddlnl.__main__ import main
 from ddlnl.store import FORMAT, Store, write_tensors
 
@@ -60,11 +60,19 @@ def test_a_damaged_file_is_named_and_left_where_it_is(store, place, capsys):
     assert "1 of these are problems" in capsys.readouterr().err
 
 
-def test_a_record_of_another_format_is_named(store):
-    path = store.root / "records" / "cell" / "one.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
+def test_a_damaged_library_of_the_core_is_named(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.ddlnl, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "_C.abi3.so").write_bytes(b"torn")
     (problem,) = problems(store)
-    assert f"has record format {FORMAT + 1}" in problem.found
+    assert f"{tmp_path / '_C.abi3.so'} does not match the checksum beside it" in problem.found
+
+
+def test_a_record_of_another_format_is_named(store, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "FORMAT", FORMAT + 1)
+        store.save_record("cell", "one", {"method": "dance"})
+    (problem,) = problems(store)
+    assert f"has format {FORMAT + 1}" in problem.found
 
 
 def test_files_that_were_set_aside_are_named(store):

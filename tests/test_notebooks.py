@@ -34,7 +34,9 @@ def first(place):
 
 
 def test_figure_2_runs_on_the_embedded_dataset_and_becomes_a_page(place, first):
-    assert len(store.table(place / "store")) == 2 * (1 + 5)
+    table = store.table(place / "store")
+    assert len(table) == 2 * (1 + 5)
+    assert table["peak_memory_mib"].between(100, 2048).all()
     assert [line.split(", IPC")[0] for line in export.summary(first).splitlines()] == ["digits, dance", "digits, datm"]
     page = export.export(first, place / "first.html").read_text()
     assert 'alt="Test accuracy' in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -78,6 +79,7 @@ CALLS += [
     pytest.param(ops.class_mean_distance, "num_classes", 0, id="no-classes"),
     pytest.param(ops.class_mean_distance, "num_classes", 1, id="a-label-beyond-the-classes"),
     pytest.param(ops.class_mean_distance, "real_labels", torch.tensor([0, -1, 0, 1]), id="a-negative-label"),
+    *(pytest.param(ops.softplus_pool, "beta", beta, id=f"beta-{beta}") for beta in (0, -1, 1e7, math.inf, math.nan)),
     pytest.param(ops.augment, "codes", torch.tensor([99], dtype=torch.int32), id="an-unknown-operation"),
     pytest.param(ops.augment, "index", torch.tensor([0, 1, 2, 4]), id="an-index-beyond-the-images"),
     pytest.param(ops.augment, "index", torch.tensor([0, 1, 2, -1]), id="a-negative-index"),

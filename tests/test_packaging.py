@@ -17,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ddlnl import _core
+from ddlnl import _build, _core
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +26,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LEFTOVERS = shutil.ignore_patterns("__pycache__", "_C*")
+LEFTOVERS = shutil.ignore_patterns("__pycache__", "_C*", "SHA256SUMS")
 
 
 def pinned_lines() -> list[str]:
@@ -122,7 +122,8 @@ def test_a_build_leaves_no_library_of_an_earlier_one(tmp_path):
     (tmp_path / "pyproject.toml").write_text(project)
     (tmp_path / "setup.py").write_text((ROOT / "setup.py").read_text())
     kept = [tmp_path / "ddlnl" / name for name in ("__init__.py", "_core.py")]
-    stale = [tmp_path / folder / f"{name}.abi3.so" for folder in ("ddlnl", "lib/ddlnl") for name in ("_C", "_C_cuda")]
+    left = ("_C.abi3.so", "_C_cuda.abi3.so", "SHA256SUMS")
+    stale = [tmp_path / folder / name for folder in ("ddlnl", "lib/ddlnl") for name in left]
     for file in [*kept, *stale]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
@@ -159,6 +160,7 @@ def test_a_wheel_holds_every_file_of_the_package_and_the_compiled_core(tmp_path)
     library = Path(found.stdout.strip())
     assert library.parent == site / "ddlnl"
     assert f"ddlnl-core-version:{_core.CORE_VERSION}\0".encode() in library.read_bytes()
+    assert _build.is_whole(library)
     assert f"the compiled core is {library}" in python(site, "from ddlnl import ops; print(ops.backend())").stdout
 
 

@@ -10,7 +10,6 @@ import time
 import pytest
 import torch
 
-from ddlnl import store as store_module
 from ddlnl.errors import DamagedError
 from ddlnl.store import Store, key_of, read_tensors, table, write_tensors
 
@@ -122,15 +121,6 @@ def test_progress_is_not_written_more_often_than_its_interval(tmp_path):
     progress.save(1, lambda: pytest.fail("written too early"))
 
 
-def test_a_record_of_another_format_says_which_one_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "FORMAT", 99)
-    Store(tmp_path).save_record("cell", "old", {"dataset": "digits"})
-    monkeypatch.undo()
-    with pytest.warns(UserWarning, match="has record format 99 and is left alone; this version reads format 1"):
-        assert Store(tmp_path).record("cell", "old") is None
-    assert (tmp_path / "records" / "cell" / "old.json").exists()
-
-
 def test_an_empty_store_gives_an_empty_table(tmp_path):
     assert table(tmp_path).empty
 
@@ -145,14 +135,6 @@ def test_the_table_of_an_empty_store_has_the_columns_that_every_table_has(tmp_pa
     names = {"dataset", "noise", "method", "ipc", "seed", "profile", "seconds"}
     names |= {f"accuracy_{rule}" for rule in ("last", "validation", "best_on_test")}
     assert names <= set(table(tmp_path).columns)
-
-
-def test_a_file_of_another_format_is_refused_by_that_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "FORMAT", 2)
-    write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
-    monkeypatch.undo()
-    with pytest.raises(DamagedError, match="format 2; this version reads format 1"):
-        read_tensors(tmp_path / "x.safetensors")
 
 
 def test_equal_tensors_and_descriptions_give_equal_bytes(tmp_path):

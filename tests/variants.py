@@ -1,6 +1,6 @@
 """The compiled core built in other ways, and what the tests of the operators make of it. Not collected by pytest.
 
-    python tests/variants.py sanitize   # AddressSanitizer and UndefinedBehaviorSanitizer over those tests
+    python tests/variants.py sanitize   # AddressSanitizer and UndefinedBehaviorSanitizer over those and hostile calls
     python tests/variants.py mutants    # 23 planted errors, each of which those tests must find
 
 Each variant is a copy of the package in a temporary folder, with its own library compiled from csrc/ for the CPU.
@@ -8,6 +8,7 @@ Each variant is a copy of the package in a temporary folder, with its own librar
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 COMPILER = os.environ.get("CXX", "c++")
 FAMILIES = ("augment", "block", "distances", "smooth")
 TESTS = {family: f"test_ops_{family}.py" for family in FAMILIES}
+HOSTILE = ("test_ops_bad_input.py", "faults/test_hostile_calls.py")
 SANITIZE = [
     "-O1",
     "-g",
@@ -63,7 +65,7 @@ MUTANTS = [
 
 def build(folder: Path, flags: list[str], edit: tuple[str, str, str] | None = None) -> None:
     """A copy of the package in `folder`, with a library compiled with `flags` after `edit` (file, old, new)."""
-    shutil.copytree(ROOT / "ddlnl", folder / "ddlnl", ignore=shutil.ignore_patterns("_C*", "__pycache__"))
+    shutil.copytree(ROOT / "ddlnl", folder / "ddlnl", ignore=shutil.ignore_patterns("_C*", "SHA256SUMS", "__pycache__"))
     shutil.copytree(ROOT / "csrc", folder / "csrc")
     if edit:
         source = folder / "csrc" / edit[0]
@@ -83,6 +85,13 @@ def build(folder: Path, flags: list[str], edit: tuple[str, str, str] | None = No
         objects = list(pool.map(compiled, sorted((folder / "csrc").glob("*.cpp"))))
     link = ["-shared", *objects, "-o", str(folder / "ddlnl" / "_C.so"), f"-L{libraries}"]
     subprocess.run([*compiler, *link, "-lc10", "-ltorch", "-ltorch_cpu"], check=True)
+    write_checksums(folder / "ddlnl")
+
+
+def write_checksums(folder: Path) -> None:
+    """Of the libraries in `folder`, as a build leaves them."""
+    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in folder.glob("_C*.so")]
+    (folder / "SHA256SUMS").write_text("".join(lines))
 
 
 def run_tests(folder: Path, files: list[str], **environment: str) -> subprocess.CompletedProcess:
@@ -111,9 +120,11 @@ def sanitize() -> int:
     with tempfile.TemporaryDirectory() as name:
         build(Path(name), SANITIZE)
         # Python itself never frees everything, so leaks are not looked for; pytest would swallow what is written.
+        # A hostile call may ask for more memory than there is, and has to get an exception.
         options = f"detect_leaks=0:print_stacktrace=1:log_path={name}/report"
+        options += ":allocator_may_return_null=1:max_allocation_size_mb=3072"
         environment = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": options, "UBSAN_OPTIONS": options}
-        ended = run_tests(Path(name), list(TESTS.values()), **environment)
+        ended = run_tests(Path(name), [*TESTS.values(), *HOSTILE], **environment)
         reports = [report.read_text() for report in Path(name).glob("report*")]
     print(ended.stdout[-3000:], ended.stderr[-3000:], *reports)
     return ended.returncode

@@ -17,6 +17,9 @@ from ddlnl.errors import InputError
 from ddlnl.ops import reference
 from ddlnl.ops._function import Function
 
+SHARPEST = 1e6
+"""The largest beta: softplus is then within 1e-6 of ReLU, and beta x does not overflow where x is a sensible number."""
+
 
 def softplus_pool(x: Tensor, beta: float) -> Tensor:
     """softplus(beta x) / beta, then a 2x2 average pool of stride 2, in one pass over memory.
@@ -24,9 +27,9 @@ def softplus_pool(x: Tensor, beta: float) -> Tensor:
     Args:
         x: (N, C, H, W) float32 or float64; read channels-last on a CPU and contiguous on a GPU, other strides are
             copied. The last row or column of an odd side is left out.
-        beta: above 0; the larger, the closer to ReLU.
+        beta: above 0 and at most `SHARPEST`; the larger, the closer to ReLU.
 
-    Returns: (N, C, H // 2, W // 2) of x's dtype. Raises `InputError` where x is something else, or beta not above 0.
+    Returns: (N, C, H // 2, W // 2) of x's dtype. Raises `InputError` where x is something else, or beta out of range.
     """
     _check(x, beta)
     return _Value.apply(x, beta) if _compiled(x) else reference.softplus_pool(x, beta)
@@ -51,8 +54,8 @@ def softplus_pool_backward(gradient: Tensor, x: Tensor, beta: float) -> Tensor:
 def _check(x: Tensor, beta: float, **others: tuple[Tensor, tuple[int, ...]]) -> None:
     if x.dim() != 4 or not x.is_floating_point():
         raise InputError(f"softplus_pool takes a floating x of shape (N, C, H, W), not {x.dtype} {tuple(x.shape)}.")
-    if not beta > 0:
-        raise InputError(f"The beta of softplus_pool is {beta!r}, and it must be above 0.")
+    if not 0 < beta <= SHARPEST:
+        raise InputError(f"The beta of softplus_pool is {beta!r}, and it must be above 0 and at most {SHARPEST:g}.")
     for name, (other, shape) in others.items():
         if other.shape != shape or other.dtype != x.dtype or other.device != x.device:
             raise InputError(

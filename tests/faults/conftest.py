@@ -1,6 +1,8 @@
 """Faults on purpose: each test counts what it tried, and the table of all counts ends the run.
 
-The whole suite makes a part of the tries; `make faults` (DDLNL_FAULTS=full) makes all of them and writes the table.
+The whole suite makes a part of the tries; `make faults` (DDLNL_FAULTS=full) makes all of them and writes the table. A
+table that is there keeps its other rows, so that DDLNL_FAULTS_TABLE=notebooks/results/faults.json brings those of a few
+files up to date.
 """
 
 from __future__ import annotations
@@ -44,4 +46,6 @@ def pytest_terminal_summary(terminalreporter) -> None:
     for promise, counts in COUNTS.items():
         terminalreporter.line(f"{promise}: {counts['kept']} of {counts['tried']}")
     if place := os.environ.get("DDLNL_FAULTS_TABLE"):
-        Path(place).write_text(json.dumps(COUNTS, indent=1) + "\n")
+        path = Path(place)
+        others = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(others | COUNTS, indent=1) + "\n")

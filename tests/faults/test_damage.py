@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +15,12 @@ import small
 import torch
 from image_sets import save
 
-from ddlnl import archives, preprocess, store
+from ddlnl import archives, doctor, preprocess, store
 from ddlnl.distilled import DistilledSet
 from ddlnl.errors import DamagedError, InputError
 
 FLIPS, CUTS = "flipped bits are found or change nothing", "cut files are found"
+FORMATS = "stores of other formats are read, or refused with what to do"
 
 
 def a_record(folder: Path) -> Path:
@@ -54,16 +58,8 @@ def set_in(path: Path) -> dict:
     return tensors | {"meta": meta}
 
 
-def body_in(path: Path) -> dict:
-    """A record as `Store.record` takes it: one of another format is named and left alone."""
-    whole = store.read_record(path)
-    if whole["format"] != store.FORMAT:
-        raise DamagedError(f"{path} has another format.")
-    return whole["body"]
-
-
 KINDS: dict[str, tuple[Callable, Callable]] = {
-    "record": (a_record, body_in),
+    "record": (a_record, store.read_record),
     "artefact": (an_artefact, store.read_tensors),
     "distilled set": (a_distilled_set, set_in),
     "archive": (an_archive, arrays_in),
@@ -84,11 +80,11 @@ def same(a: object, b: object) -> bool:
 
 
 def stands(read: Callable, path: Path, whole: object) -> bool:
-    """Whether a reader refuses the file by name or reads what was written."""
+    """Whether a reader refuses the file by name (not as one of another format), or reads what was written."""
     try:
         found = read(path)
     except (DamagedError, InputError) as error:
-        return str(path) in str(error)
+        return str(path) in str(error) and "this version reads" not in str(error)
     return same(found, whole)
 
 
@@ -118,3 +114,63 @@ def test_no_cut_file_is_read(kind, tmp_path, tries, tally):
             read(path)
         assert str(path) in str(error.value), f"{length} of {len(content)} bytes"
     tally(CUTS, count, count)
+
+
+def digits_of_the_format(path: Path) -> list[bytes]:
+    """The content with every other digit in the place of the number of its format."""
+    content = path.read_bytes()
+    (at,) = [found.start(1) for found in re.finditer(rb'"format": ?"?(\d)', content)]
+    others = (str(digit).encode() for digit in range(10) if str(digit).encode() != content[at : at + 1])
+    return [content[:at] + digit + content[at + 1 :] for digit in others]
+
+
+@pytest.mark.parametrize("form", store.READ)
+@pytest.mark.parametrize("kind", ["record", "artefact", "distilled set"])
+def test_another_digit_of_the_format_is_damage_and_not_another_format(kind, form, tmp_path, monkeypatch, tally):
+    make, read = KINDS[kind]
+    monkeypatch.setattr(store, "FORMAT", form)
+    path = make(tmp_path)
+    for damaged in digits_of_the_format(path):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedError, match="does not match its checksum"):
+            read(path)
+        tally(FORMATS)
+
+
+def as_of(form: int, monkeypatch, folder: Path) -> store.Store:
+    """A store that the version with this format wrote."""
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "FORMAT", form)
+        a_record(folder)
+        store.write_tensors(folder / "artefacts" / "key.safetensors", {"x": torch.ones(2)}, {"epoch": 3})
+    return store.Store(folder)
+
+
+def test_a_store_of_the_format_before_is_read(tmp_path, monkeypatch, tally):
+    old, new = (as_of(form, monkeypatch, tmp_path / str(form)) for form in (1, store.FORMAT))
+    assert old.record("cell", "0123456789abcdef") == new.record("cell", "0123456789abcdef")
+    assert same(old.tensors("key"), new.tensors("key"))
+    assert store.table(old.root).equals(store.table(new.root))
+    whole = json.loads((old.root / "records" / "cell" / "0123456789abcdef.json").read_text())
+    digest = hashlib.sha256(json.dumps(whole["body"], sort_keys=True).encode()).hexdigest()
+    assert (whole["format"], whole["digest"]) == (1, digest)  # as they were written before there was a format 2
+    tally(FORMATS, 3, 3)
+
+
+def test_a_store_of_a_later_format_is_refused_with_what_to_do_and_left_as_it_is(tmp_path, monkeypatch, tally):
+    later = as_of(store.FORMAT + 1, monkeypatch, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    sentence = r"has format 3, and this version reads the formats 1 and 2: install the ddlnl that wrote it .*store_dir"
+    for read in (
+        lambda: later.record("cell", "0123456789abcdef"),
+        lambda: later.tensors("key"),
+        lambda: store.table(tmp_path),
+        lambda: later.compute("key", lambda: pytest.fail("it was made again"), {}),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            read()
+        tally(FORMATS)
+    found = [finding for finding in doctor._store(tmp_path) if finding.what == "other format"]
+    assert len(found) == 2
+    assert {path: path.read_bytes() for path in before} == before
+    tally(FORMATS)
