@@ -26,7 +26,8 @@ def run(
     """The records of this kind, one per cell of `keys`, in their order; those that are missing are computed.
 
     compute: a function of a module, which saves the record of a cell; worker processes import it. Raises `InputError`
-    before any work where a cell has not finished or the store does not have its set any more.
+    before any work where a cell has not finished or the store does not have its set any more, and at the end where an
+    archive or the store was exchanged meanwhile.
     """
     study.check_workers(workers)
     evaluation.choose_device(device)
@@ -36,4 +37,4 @@ def run(
         if cell.method not in WHOLE:
             study.distilled(cell, store.root, data_dir)
     engines.run(study.in_order(missing), store.root, data_dir, device, engine, workers, progress, compute)
-    return [store.record(kind, key) for key in keys.values()]
+    return study.collected(kind, keys, store)

@@ -138,6 +138,12 @@ def fitted(cell: Cell, store: Store, data_dir: str | Path | None = None) -> tupl
     return Preprocessing.of(kind, tensors), key
 
 
+def require_unchanged(cell: Cell, key: str, data_dir: str | Path | None = None) -> None:
+    """Once everything is read: raise `InputError` unless the archive is still that of the cell's `key`."""
+    if cell_key(cell, data_dir) != key:
+        raise InputError(f"The archive of {cell.dataset} was replaced while the cell ({cell}) began; run it again.")
+
+
 def exams(data: Data, preprocessing: Preprocessing, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
     """Clean test images and held-out noisy ones for `evaluation.train_students`, with their observed labels."""
     sets = {"test": data.test, "validation": data.validation}
@@ -230,8 +236,7 @@ class _Run:
         self.data = prepare(cell, data_dir)
         self.profile, self.train = self.data.profile, self.data.train
         self.preprocessing, self.fitted = fitted(cell, store, data_dir)
-        if cell_key(cell, data_dir) != key:  # all is read by now
-            raise InputError(f"The archive of {cell.dataset} was replaced while the cell ({cell}) began; run it again.")
+        require_unchanged(cell, key, data_dir)
         self.seconds = {"experts": 0.0, "distil": 0.0, "evaluate": 0.0}
         self.notes: dict[str, Any] = {}
         self.parents: dict[str, str] = {}

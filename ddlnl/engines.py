@@ -8,6 +8,7 @@ the sentence says what to do.
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import multiprocessing
 import os
 import sys
@@ -29,6 +30,7 @@ from ddlnl.store import Store
 
 Compute = Callable[[Cell, Store, str | Path | None, str], None]  # of a cell into a store: data folder, device
 ENGINES = ("local", "slurm")
+STORE_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no room, or no right to write
 ROUNDS = 3  # so many rounds in which processes died and no cell was finished end a study
 
 
@@ -82,6 +84,8 @@ def _compute(cell: Cell, root: Path, data_dir: str | Path | None, device: str, o
     except InputError:
         raise
     except OSError as error:
+        if error.errno not in STORE_FAILS and not str(error.filename).startswith(str(root)):
+            raise RuntimeError(f"The cell ({cell}) failed: {error}") from error
         raise InputError(
             f"The cell ({cell}) stopped: {error}; what was finished is kept, so run it again when {root} has room and "
             "can be written to, or name another folder as store_dir (or $DDLNL_STORE)."

@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
-        if error.filename is None:  # a full disk shows in a write, which knows no name
+        if error.errno is not None and error.filename is None:  # a full disk shows in a write, which knows no name
             error.filename = str(path)
         raise
     finally:

@@ -90,6 +90,7 @@ def _record(cell: Cell, key: str, store: Store, data_dir: str | Path | None, dev
     measure.reset_peak(place)
     own, data = study.finished(cell, store.root, data_dir), cells.prepare(cell, data_dir)
     preprocessing, _ = cells.fitted(cell, store, data_dir)
+    cells.require_unchanged(cell, own["key"], data_dir)
     sides = [[data.train], held_out(data, cell.imbalance, cell.seed)]
     images = [torch.cat([evaluation.on_device(one, preprocessing, place) for one in side]) for side in sides]
     labels = [torch.from_numpy(np.concatenate([one.observed for one in side])).to(place) for side in sides]

@@ -117,9 +117,9 @@ _SHORT = Settings(  # DATM in minutes: a fourth of the steps towards half of the
 )
 # The usual rate of ResNet-18 on CIFAR, 0.1 for batches of 128 images, in proportion; nothing was tuned for a set.
 _RESNET_RECIPE = Recipe(epochs=1500, lr=0.05)
-_RESNET = Architecture(family="resnet18", width=64)
-_HALF_RESNET = Architecture(family="resnet18", width=32, precision="bf16")
-_NARROW_RESNET = Architecture(family="resnet18", width=16)
+_RESNET = Architecture(family="resnet18")
+_HALF_RESNET = Architecture(family="resnet18", width=64, precision="bf16")
+_NARROW_RESNET = Architecture(family="resnet18", width=32)
 _PAPER = Architecture(width=128)
 _LAPTOP = Architecture(width=32)
 _DEMO = Architecture(width=16)

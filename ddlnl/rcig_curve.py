@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,12 +21,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ddlnl import datasets, evaluation, methods, preprocess, rcig, rcig_evaluation
+from ddlnl import datasets, evaluation, preprocess, rcig, rcig_evaluation
 from ddlnl.errors import InputError
 from ddlnl.files import replacing
+from ddlnl.methods import ALGORITHM, is_whole
 from ddlnl.profiles import PROFILES, depth_for
 from ddlnl.rcig_settings import Settings
-from ddlnl.store import Progress, Store, key_of
+from ddlnl.store import Store, key_of, write_tensors
 
 MARKS = (0.0, 1 / 4, 1 / 2, 1.0)  # of the time: when the set is evaluated
 
@@ -35,21 +37,21 @@ def settings(width: int = 128) -> Settings:
     return replace(PROFILES["laptop"].rcig.settings_for("cifar10", "clean", 1), width=width, iterations=100_000)
 
 
-def within(run: rcig.Rcig, seconds: float, progress: Progress) -> Iterator[tuple[float, int, float]]:
-    """Iterate until `seconds` of this process are used up; yield (mark, iteration, seconds so far) as each of `MARKS`
-    is passed, for the last time at the end. Seconds of killed processes count up to the state that was resumed."""
-    spent = torch.zeros((), dtype=torch.float64)
+def distil(run: rcig.Rcig, seconds: float, store: Store, key: str) -> None:
+    """Iterate until `seconds` of this process are used up; the set at each of `MARKS` is kept as an artefact, with the
+    iterations and seconds so far. Seconds of killed processes count up to the state that was resumed."""
+    progress, spent = store.progress(key), torch.zeros((), dtype=torch.float64)
     first, state = progress.load() or (0, None)
     if state is None:
         run.begin()
     else:
         spent.copy_(state.pop("spent"))
         run.load(state)
-    marks = [mark for mark in MARKS if mark * seconds >= spent]
     for iteration in range(first, run.settings.iterations):
-        while marks and marks[0] * seconds <= spent:
-            yield marks.pop(0), iteration, float(spent)
-        if not marks:
+        for path in (store.artefact_path(_name(key, mark)) for mark in MARKS if mark * seconds <= spent):
+            if not path.exists():
+                write_tensors(path, run.product(), {"iterations": iteration, "seconds": float(spent)})
+        if spent >= seconds:
             return
         progress.save(iteration, functools.partial(_state, run, spent))
         began = time.process_time()
@@ -61,6 +63,10 @@ def _state(run: rcig.Rcig, spent: Tensor) -> dict[str, Tensor]:
     return run.state() | {"spent": spent}
 
 
+def _name(key: str, mark: float) -> str:
+    return f"{key}-{mark:g}"
+
+
 def measure(
     minutes: float,
     students: int = 3,
@@ -70,56 +76,54 @@ def measure(
     width: int = 128,
     protocol: rcig_evaluation.Protocol | None = None,
 ) -> pd.DataFrame:
-    """One row per mark and run: `iterations`, `minutes` of processor time, `run` ("augmented" or "not augmented"),
-    `students`, and the mean and sample standard deviation of their last test accuracy in %.
+    """One row per mark and run: `run` ("augmented" or "not augmented"), `students`, `iterations`, `minutes` of
+    processor time, and the mean and sample standard deviation of the students' last test accuracy in %.
 
     Before the end one student is trained per mark. protocol: None takes the published one. Raises `InputError` for a
-    time that is not positive, or what `datasets.load` refuses.
+    time or a number of students that cannot be, or what `datasets.load` refuses.
     """
-    if not minutes > 0:
-        raise InputError(f"The time is {minutes!r} minutes, and it must be positive.")
+    if not 0 < minutes < math.inf:
+        raise InputError(f"The time is {minutes!r} minutes, and it must be positive and finite.")
+    if not is_whole(students) or students < 1:
+        raise InputError(f"The number of students is {students!r}, and it must be a whole number of at least 1.")
     data, device = datasets.load(dataset, data_dir), torch.device("cpu")
     store, chosen = Store(store_dir), settings(width)
     chosen = replace(chosen, depth=depth_for(data.train.images.shape[1]))
     protocol = protocol or rcig_evaluation.published_protocol("cifar10", 1)
     whitening = preprocess.fit(data.train.images, "zca-relative", dataset)
     exam = evaluation.on_device(data.test, whitening, device), torch.from_numpy(data.test.clean)
-    key = key_of(["rcig curve", methods.ALGORITHM, data.train.fingerprint, asdict(chosen), asdict(protocol), minutes])
-    runs = {"augmented": protocol, "not augmented": protocol.without_augmentation()}
-    counts = {mark: students if mark == 1 else 1 for mark in MARKS}
-    places = {(mark, name): f"{key}-{mark:g}-{name[:3]}-{counts[mark]}" for mark in MARKS for name in runs}
-    if any(store.record("curve", place) is None for place in places.values()):
-        run = rcig.Rcig(data.train, 1, chosen, whitening, 0, device)
-        for mark, iteration, spent in within(run, 60 * minutes, store.progress(key)):
-            product = run.product()
-            for name, one in runs.items():
-                place = places[mark, name]
-                tested = _accuracies(product, one, exam, counts[mark], store.progress(place))
-                found = {"iterations": iteration, "minutes": round(spent / 60, 1), "test": tested}
-                store.save_record("curve", place, found)
-    rows = [
-        {"run": name, "students": counts[mark]} | store.record("curve", place) for (mark, name), place in places.items()
-    ]
-    table = pd.DataFrame(rows)
-    each = table.pop("test").map(torch.tensor)
-    return table.assign(accuracy=each.map(lambda one: 100 * float(one.mean())), std=each.map(_spread))
+    key = key_of(["rcig curve", ALGORITHM, data.train.fingerprint, asdict(chosen), asdict(protocol), minutes])
+    rows = []
+    with store.lock(key):
+        if any(store.tensors(_name(key, mark)) is None for mark in MARKS):
+            distil(rcig.Rcig(data.train, 1, chosen, whitening, 0, device), 60 * minutes, store, key)
+        for mark in MARKS:
+            product, about = store.tensors(_name(key, mark))
+            place = {"iterations": about["iterations"], "minutes": about["seconds"] / 60}
+            for run, one in {"augmented": protocol, "not augmented": protocol.without_augmentation()}.items():
+                count = students if mark == 1 else 1
+                tested = _tested(product, one, exam, count, store, f"{_name(key, mark)}-{run[:3]}-{count}")
+                rows.append({"run": run, "students": count} | place | tested)
+        store.forget_progress(key)
+    return pd.DataFrame(rows)
 
 
-def _accuracies(
+def _tested(
     product: dict[str, Tensor],
     protocol: rcig_evaluation.Protocol,
     exam: tuple[Tensor, Tensor],
     students: int,
-    progress: Progress,
-) -> list[float]:
-    curves = rcig_evaluation.train_students(
-        product["images"], product["labels"], protocol, {"test": exam}, range(students), progress
-    )
-    return [points[-1] for points in curves.test]
-
-
-def _spread(each: Tensor) -> float:
-    return 100 * float(each.std()) if len(each) > 1 else float("nan")
+    store: Store,
+    key: str,
+) -> dict[str, float]:
+    """What students reach on the test images, from the store where they have been trained before."""
+    record = store.record("curve", key)
+    if record is None:
+        given = product["images"], product["labels"], protocol, {"test": exam}, range(students), store.progress(key)
+        record = {"test": [points[-1] for points in rcig_evaluation.train_students(*given).test]}
+        store.save_record("curve", key, record)
+    each = 100 * torch.tensor(record["test"])
+    return {"accuracy": float(each.mean()), "std": float(each.std()) if len(each) > 1 else math.nan}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -133,10 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         table = measure(options.minutes, options.students, options.data_dir, options.store_dir)
-    except InputError as error:
+        with replacing(Path(options.out)) as file:
+            file.write(table.round(2).to_csv(index=False).encode())
+    except (InputError, OSError) as error:
         parser.exit(2, f"{error}\n")
-    with replacing(Path(options.out)) as file:
-        file.write(table.round(2).to_csv(index=False).encode())
+    except KeyboardInterrupt:
+        parser.exit(130, "Stopped. The same command goes on from the store.\n")
     print(table.round(1).to_string(index=False))
 
 

@@ -8,7 +8,7 @@ have had.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +87,18 @@ def run(
     for cell in missing:
         prepare(cell, data_dir)
     engines.run(in_order(missing), store.root, data_dir, device, engine, workers, progress)
-    records = {cell: store.record("cell", keys[cell]) for cell in cells}
+    return frame(collected("cell", keys, store))
+
+
+def collected(kind: str, keys: Mapping[Cell, str], store: Store) -> list[dict[str, Any]]:
+    """The records of computed cells; raises `InputError` where one is missing after all."""
+    records = {cell: store.record(kind, key) for cell, key in keys.items()}
     if lost := [cell for cell, record in records.items() if record is None]:
         raise InputError(
             f"The cell ({lost[0]}) has no record after all: its archive was replaced, or the store {store.root} was "
             "moved or damaged, while the study ran; run it again."
         )
-    return frame(list(records.values()))
+    return list(records.values())
 
 
 def check_workers(workers: object) -> None:

@@ -46,7 +46,8 @@ class Recipe:
 class Architecture:
     """Which network: family "convnet" or "resnet18", and its shape; sizes and classes come from the data.
 
-    width: channels of a ConvNet's blocks, or of the first stage of a ResNet-18 (usually 64), whose only choice it is.
+    width: channels of a ConvNet's blocks, or of the second of a ResNet-18's four stages (128 in the usual network, as
+    in the usual ConvNet), whose only choice it is.
     precision: "float32", or "bf16" to compute activations in bfloat16 (`networks.in_precision`).
     """
 
@@ -60,7 +61,7 @@ class Architecture:
     def build(self, classes: int, size: int, channels: int) -> nn.Module:
         """A freshly initialised network for (B, channels, size, size) images."""
         if self.family == "resnet18":
-            network = networks.resnet18(classes, channels, self.width)
+            network = networks.resnet18(classes, channels, self.width // 2)
         else:
             network = networks.ConvNet(classes, self.depth, self.width, size, channels, self.norm, self.pooling)
         return networks.in_precision(network, self.precision)

@@ -77,6 +77,7 @@ def _record(cell: Cell, key: str, store: Store, data_dir: str | Path | None, dev
     measure.reset_peak(place)
     own, data = study.finished(cell, store.root, data_dir), cells.prepare(cell, data_dir)
     preprocessing, _ = cells.fitted(cell, store, data_dir)
+    cells.require_unchanged(cell, own["key"], data_dir)
     whole = cell.method in methods.WHOLE
     if whole:
         images, targets = methods.training_tensors(data.train, preprocessing, place)

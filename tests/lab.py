@@ -19,10 +19,16 @@ from pathlib import Path
 from urllib.parse import quote
 
 from browser import BROWSER, PATIENCE, Page, chromium
+from executed import CELL
 
-HOUR = 3600  # seconds; more than a notebook takes
 RUN = """(async () => {
-  const until = async (found) => { while (!found()) await new Promise(done => setTimeout(done, 200)); return found(); };
+  const until = async (found) => {
+    for (const end = Date.now() + PATIENCE; !found();) {
+      if (Date.now() > end) throw new Error(`waited in vain for ${found}`);
+      await new Promise(done => setTimeout(done, 200));
+    }
+    return found();
+  };
   const app = await until(() => window.jupyterapp);
   await app.restored;
   const panel = await until(() => [...app.shell.widgets('main')].find(one => one.context?.path === NAME));
@@ -74,12 +80,12 @@ def jupyterlab(folder: Path) -> Iterator[str]:
 
 def run(tab: Page, address: str, name: str) -> dict:
     """Open a notebook in JupyterLab and run all its cells; what `RUN` finds afterwards."""
-    tab.socket.settimeout(HOUR)
+    tab.socket.settimeout(CELL)
     tab.call("Emulation.setDeviceMetricsOverride", width=1400, height=900, deviceScaleFactor=1, mobile=False)
     tab.call("Page.navigate", url=f"{address}lab/tree/{quote(name)}?reset")
-    answer = tab.call(
-        "Runtime.evaluate", expression=RUN.replace("NAME", json.dumps(name)), awaitPromise=True, returnByValue=True
-    )
+    program = RUN.replace("NAME", json.dumps(name)).replace("PATIENCE", str(1000 * PATIENCE))
+    answer = tab.call("Runtime.evaluate", expression=program, awaitPromise=True, returnByValue=True)
+    tab.socket.settimeout(PATIENCE)
     assert "exceptionDetails" not in answer, answer
     return answer["result"]["value"]
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -124,8 +125,7 @@ def test_a_job_that_fails_names_its_cell(archive_path, tmp_path, monkeypatch):
 
 class FailingJob(slurm.Job):
     def __call__(self) -> None:
-        engines.run_cell = lambda *_: 1 / 0
-        super().__call__()
+        slurm.Job(partial(self.compute, one=lambda *_: 1 / 0), self.cell)()
 
 
 def test_processes_that_die_again_and_again_end_the_study_with_a_sentence():

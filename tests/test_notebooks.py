@@ -164,7 +164,7 @@ CHOOSE = """(async () => {
   const [list, before] = [[...document.querySelectorAll('.jupyter-widgets select')].at(-1), picture()];
   list.selectedIndex = [...list.options].findIndex(option => option.text === 'full');
   list.dispatchEvent(new Event('change', {bubbles: true}));
-  while (picture() === before) await new Promise(done => setTimeout(done, 100));
+  for (let tries = 0; tries < 600 && picture() === before; tries++) await new Promise(done => setTimeout(done, 200));
   return [before, picture()];
 })()"""
 

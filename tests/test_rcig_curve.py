@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pandas as pd
 import pytest
 
@@ -11,52 +14,70 @@ from ddlnl.rcig import Rcig
 from ddlnl.store import Store
 
 QUICK = rcig_evaluation.Protocol(depth=1, width=4, steps=4, warmup=2, augmentation="flip")
-SMALL = {"minutes": 0.02, "students": 2, "dataset": "digits", "width": 4, "protocol": QUICK}
+SMALL = {"minutes": 1.5 / 60, "students": 2, "dataset": "digits", "width": 4, "protocol": QUICK}
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Every iteration takes an eighth of a second, so that there are twelve."""
+    calls = itertools.count()
+    monkeypatch.setattr(rcig_curve.time, "process_time", lambda: next(calls) / 8)
 
 
 def test_both_runs_are_evaluated_before_the_first_iteration_along_the_way_and_when_the_time_is_used_up(tmp_path):
     table = rcig_curve.measure(**SMALL, store_dir=tmp_path)
     assert list(table["run"]) == ["augmented", "not augmented"] * 4
+    assert list(table["iterations"]) == [0, 0, 3, 3, 6, 6, 12, 12]
+    assert list(60 * table["minutes"]) == [number / 8 for number in table["iterations"]]
     assert list(table["students"]) == [1] * 6 + [2] * 2
-    assert list(table["iterations"][:2]) == [0, 0]
-    assert table["iterations"].is_monotonic_increasing
-    assert table["iterations"].nunique() == 4
     assert table["accuracy"].between(0, 100).all()
     assert table["std"].notna().sum() == 2
     assert rcig_curve.measure(**SMALL, store_dir=tmp_path).equals(table)
 
 
-def test_a_killed_measurement_goes_on_with_the_time_that_was_used_and_evaluates_nothing_twice(tmp_path, monkeypatch):
-    iterate, train, began, evaluated = Rcig.iterate, rcig_evaluation.train_students, [], []
+@pytest.mark.parametrize("interval", [0.0, 20.0])
+def test_a_measurement_that_is_killed_while_it_distils_and_while_it_evaluates_gives_the_same_table(
+    interval, tmp_path, monkeypatch
+):
+    whole = rcig_curve.measure(**SMALL, store_dir=tmp_path / "whole")
+    iterate, train, progress = Rcig.iterate, rcig_evaluation.train_students, Store.progress
+    began, evaluated = [], []
 
-    def killed(run: Rcig, iteration: int) -> None:
-        began.append(iteration)
-        if len(evaluated) == 4 and len(began) > 3:
-            raise KeyboardInterrupt
-        iterate(run, iteration)
+    def killed(at, seen, original):
+        def call(*given):
+            seen.append(given[-1])
+            if len(seen) == at:
+                raise KeyboardInterrupt
+            return original(*given)
 
-    monkeypatch.setattr(Rcig, "iterate", killed)
-    monkeypatch.setattr(Store, "progress", lambda store, key: _progress(store, key, interval=0.0))
-    monkeypatch.setattr(rcig_evaluation, "train_students", lambda *given: evaluated.append(1) or train(*given))
-    with pytest.raises(KeyboardInterrupt):
-        rcig_curve.measure(**SMALL, store_dir=tmp_path)
-    last = began[-1]
-    monkeypatch.setattr(Rcig, "iterate", lambda run, iteration: began.append(iteration) or iterate(run, iteration))
-    began.clear()
-    table = rcig_curve.measure(**SMALL, store_dir=tmp_path)
-    assert began[0] == last
-    assert len(evaluated) == 8
-    assert list(table["run"]) == ["augmented", "not augmented"] * 4
-    assert table["minutes"].is_monotonic_increasing
+        return call
 
-
-_progress = Store.progress
+    monkeypatch.setattr(Store, "progress", lambda store, key: progress(store, key, interval=interval))
+    monkeypatch.setattr(Rcig, "iterate", killed(8, began, iterate))
+    monkeypatch.setattr(rcig_evaluation, "train_students", killed(3, evaluated, train))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            rcig_curve.measure(**SMALL, store_dir=tmp_path / "killed")
+    assert began[8] == (7 if interval == 0 else 0)
+    assert rcig_curve.measure(**SMALL, store_dir=tmp_path / "killed").equals(whole)
+    assert len(evaluated) == 8 + 1
+    assert not list((tmp_path / "killed").glob("progress/*"))
 
 
-@pytest.mark.parametrize("minutes", [0, -1.0, float("nan")])
-def test_a_time_that_is_not_positive_is_refused(minutes, tmp_path):
-    with pytest.raises(InputError, match="it must be positive"):
-        rcig_curve.measure(minutes, store_dir=tmp_path)
+def test_a_damaged_set_of_the_measurement_is_set_aside_and_made_again(tmp_path):
+    whole = rcig_curve.measure(**SMALL, store_dir=tmp_path)
+    for kind in ("artefacts", "records/curve"):
+        (first, *_) = sorted((tmp_path / kind).iterdir())
+        first.write_bytes(first.read_bytes()[:-9])
+    with pytest.warns(UserWarning, match="moved to"):
+        assert rcig_curve.measure(**SMALL, store_dir=tmp_path).equals(whole)
+
+
+@pytest.mark.parametrize(("minutes", "students"), [(0, 1), (-1.0, 1), (math.nan, 1), (math.inf, 1), (1, 0), (1, 1.5)])
+def test_a_time_or_a_number_of_students_that_cannot_be_is_refused_before_any_work(minutes, students, tmp_path):
+    with pytest.raises(InputError, match="it must be"):
+        rcig_curve.measure(minutes, students, store_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_writes_the_table(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from ddlnl import claims, cleaning, gains, store
 from ddlnl.methods import CONTROLS, DISTILLERS
@@ -117,10 +118,28 @@ def test_the_comparison_with_confident_learning_in_the_readme_is_that_of_its_tab
     assert f"average precision is {averages}" in WORDS
 
 
+def test_what_the_readme_says_of_an_hour_of_rcig_is_in_its_table():
+    table = pd.read_csv(ROOT / "notebooks" / "results" / "rcig_hour.csv")
+    plain, augmented = (table[table["run"] == run].set_index("iterations") for run in ("not augmented", "augmented"))
+    shown = [f"{value:.1f}" for value in plain["accuracy"]]
+    last = plain.index[-1]
+    assert plain.at[last, "minutes"] == pytest.approx(60, abs=0.2)
+    assert f"is {last} iterations" in WORDS
+    assert f"then at {shown[3]} % without augmentation" in WORDS
+    assert f"and at {augmented.at[last, 'accuracy']:.1f} % with it" in WORDS
+    assert f"half of the hour it was {shown[1]} and {shown[2]} %, from {shown[0]} % at the start" in WORDS
+
+
 def test_the_faults_of_the_readme_are_those_that_were_counted():
     counts = json.loads((ROOT / "notebooks" / "results" / "faults.json").read_text())
     rows = re.findall(r"\| ([\d,]+) of ([\d,]+) \|$", README, re.MULTILINE)
     assert sorted(rows) == sorted((f"{one['kept']:,}", f"{one['tried']:,}") for one in counts.values())
+
+
+def test_what_the_readme_says_has_no_record_here_has_none():
+    assert "None of these five has a record here yet" in WORDS
+    assert not set(RECORDS["method"]) & {"gce", "elr", "coteaching", "cleaned", "cleaned_dance"}
+    assert [path.name for path in (ROOT / "notebooks" / "results" / "records").iterdir()] == ["cell"]
 
 
 def test_every_cell_of_the_figure_has_one_record_and_every_linked_file_is_there():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import io
 import itertools
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_damage import same
@@ -20,7 +22,7 @@ from test_kills import SAVED
 from test_study import archive_path as archive_path
 from test_study import lasting
 
-from ddlnl import files, study
+from ddlnl import files, records, study
 from ddlnl.__main__ import main
 from ddlnl.cells import Cell
 
@@ -169,19 +171,35 @@ def jumping() -> Iterator[float]:
         yield (1e9, 1e9 - 86400, 1e9 + 86400, 4e7)[step % 4] + step
 
 
+def install(patch: pytest.MonkeyPatch, now: Callable[[], float]) -> None:
+    """`now` is the clock of the system."""
+
+    class Date(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None) -> datetime.datetime:
+            return cls.fromtimestamp(now(), tz)
+
+    patch.setattr("time.time", now)
+    patch.setattr("time.time_ns", lambda: int(1e9 * now()))
+    patch.setattr(records, "datetime", SimpleNamespace(datetime=Date, timezone=datetime.timezone))
+
+
 def test_a_clock_that_is_put_back_and_ahead_changes_no_record(archive_path, tmp_path, monkeypatch, tally):
     for method in ("dance", "datm"):
         cell = Cell(archive_path, "symmetric:0.5", method, 2, 0, "demo")
         whole = study.run([cell], tmp_path / "whole", device="cpu", progress=False)
         with monkeypatch.context() as patch:
-            clock = jumping()
-            patch.setattr("time.time", lambda clock=clock: next(clock))
-            patch.setattr("time.time_ns", lambda clock=clock: int(1e9 * next(clock)))
+            clock, asked = jumping(), []
+            install(patch, lambda clock=clock, asked=asked: asked.append(next(clock)) or asked[-1])
             jumped = study.run([cell], tmp_path / "jumped", device="cpu", progress=True)
-            assert next(clock) > 4e7  # it was asked
+            assert jumped["finished"].item() < "2002"
             for path in (tmp_path / "jumped").rglob("*.*"):
                 os.utime(path, (0, 0))
-            again = study.run([cell], tmp_path / "jumped", device="cpu", progress=False)
+            record = tmp_path / "jumped" / "records" / "cell" / f"{whole['key'].item()}.json"
+            record.write_bytes(record.read_bytes()[:-9])
+            with pytest.warns(UserWarning, match="It was moved to .* and is computed again"):
+                again = study.run([cell], tmp_path / "jumped", device="cpu", progress=False)
+        assert len(asked) == 3  # for two records, and to set the damaged one aside
         assert lasting(jumped) == lasting(again) == lasting(whole)
         assert 0 <= jumped["seconds"].item() < 1000
         tally(CLOCK)

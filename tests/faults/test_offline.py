@@ -22,7 +22,8 @@ def offline(program: str, folder: Path, unshared: bool = False) -> subprocess.Co
     """A program in a folder of its own; `unshared`: in a network that has no device but loopback."""
     paths = os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT), str(ROOT / "tests")])
     settings = {"PYTHONPATH": paths, "DDLNL_DATA": str(folder / "data"), "DDLNL_STORE": str(folder / "store")}
-    settings |= {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    settings |= {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1", "DDLNL_EXTENSION": "off"}
+    settings |= {"CUDA_VISIBLE_DEVICES": ""}
     alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"] if unshared else []
     return subprocess.run(
         [*alone, sys.executable, "-c", program], cwd=folder, env=os.environ | settings, capture_output=True, text=True

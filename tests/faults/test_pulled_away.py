@@ -29,16 +29,18 @@ STORE = "a store moved away while a study runs costs time and nothing else"
 STOPPED = "Ctrl-C at any moment leaves whole files and a study that goes on"
 
 
-def at_call(patch: pytest.MonkeyPatch, owner: object, name: str, number: int, act) -> None:
-    """`act()` right before call `number` of a function."""
-    original, calls = getattr(owner, name), itertools.count()
+def at_call(patch: pytest.MonkeyPatch, owner: object, name: str, number: int, act) -> list[int]:
+    """`act()` right before call `number` of a function, which is then in the list that is returned."""
+    original, calls, acted = getattr(owner, name), itertools.count(), []
 
     def disturbed(*given, **options):
         if next(calls) == number:
             act()
+            acted.append(number)
         return original(*given, **options)
 
     patch.setattr(owner, name, disturbed)
+    return acted
 
 
 def attempt(cell: Cell, place: Path) -> pd.DataFrame | Exception:
@@ -71,8 +73,9 @@ def test_an_archive_that_is_replaced_gives_the_record_of_the_old_one_or_none(
     cell = Cell(archive_path, "symmetric:0.5", "dance", 2, 0, "demo")
     whole = study.run([cell], tmp_path / "whole", device="cpu", progress=False)
     with monkeypatch.context() as patch:
-        at_call(patch, owner, name, number, lambda: other_images(archive_path))
+        acted = at_call(patch, owner, name, number, lambda: other_images(archive_path))
         found = attempt(cell, tmp_path / "store")
+    assert acted == [number]
     if isinstance(found, Exception):
         assert re.search("was replaced.* run it again", str(found))
     else:
@@ -107,16 +110,18 @@ def test_a_store_that_is_moved_or_deleted_is_made_anew_with_the_same_record(
 ):
     cell = Cell(archive_path, "symmetric:0.5", method, 2, 0, "demo")
     whole = lasting(study.run([cell], tmp_path / "whole", device="cpu", progress=False))
-    places = [(training, "_epoch", 6), ({"dance": dance._Distillation, "datm": datm.Datm}[method], "iterate", 4)]
-    places += [(store.Store, "save_record", 4), (store.Store, "record", 8), (store, "write_tensors", 5)]
+    run = {"dance": dance._Distillation, "datm": datm.Datm}[method]
+    places = [(training, "_epoch", range(1, 6)), (run, "iterate", range(1, 4)), (store, "write_tensors", range(1))]
+    places += [(store.Store, "save_record", range(1, 4)), (store.Store, "record", range(1, 7))]
     draws = random.Random(f"{method} {how}")
     for number in range(tries(1, 5)):
         owner, name, calls = places[number % len(places)]
         place = tmp_path / str(number)
         away = partial(shutil.move, place, f"{place} away") if how == "moved" else partial(shutil.rmtree, place)
         with monkeypatch.context() as patch:
-            at_call(patch, owner, name, draws.randrange(1, calls), away)
+            acted = at_call(patch, owner, name, draws.choice(calls), away)
             found = attempt(cell, place)
+        assert acted
         assert str(place) in str(found) if isinstance(found, Exception) else lasting(found) == whole
         assert lasting(study.run([cell], place, device="cpu", progress=False)) == whole
         assert len(set_of(cell, place)) == 6

@@ -6,12 +6,19 @@ inherits it finds this file by its name.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 
+_resolve = socket.getaddrinfo
+_NAME = socket.gethostname()
+_OWN = {None, "", "localhost", b"localhost", _NAME}
+with contextlib.suppress(OSError):
+    _OWN |= {address[0] for *_, address in _resolve(_NAME, None)}
+
 
 def _is_here(host: object) -> bool:
-    if host in (None, "", "localhost", b"localhost", socket.gethostname()):
+    if host in _OWN:
         return True
     try:
         return ipaddress.ip_address(host.decode() if isinstance(host, bytes) else host).is_loopback
@@ -35,7 +42,6 @@ def _resolved_here(host, *arguments, **options):
     return _resolve(host, *arguments, **options)
 
 
-_resolve = socket.getaddrinfo
 socket.getaddrinfo = _resolved_here
 for _name in ("connect", "connect_ex", "sendto"):
     setattr(socket.socket, _name, _guarded(getattr(socket.socket, _name)))
