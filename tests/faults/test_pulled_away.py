@@ -18,7 +18,7 @@ from test_kills import SAVED
 from test_study import archive_path as archive_path
 from test_study import lasting
 
-from ddlnl import cells, dance, datm, files, store, study, training
+from ddlnl import cells, dance, datm, files, membership, store, study, training, transfer
 from ddlnl.__main__ import main
 from ddlnl.cells import Cell
 from ddlnl.distilled import DistilledSet
@@ -86,6 +86,21 @@ def test_an_archive_that_is_replaced_gives_the_record_of_the_old_one_or_none(
         assert same_data == (record["preprocessing_hash"] == whole["preprocessing_hash"].item())
     again = study.run([cell], tmp_path / "store", device="cpu", progress=False)
     assert again["data_hash"].item() != whole["data_hash"].item()
+    tally(ARCHIVE)
+
+
+@pytest.mark.parametrize("afterwards", [membership, transfer], ids=lambda one: one.KIND)
+def test_what_is_computed_afterwards_is_refused_where_the_archive_was_replaced(
+    archive_path, tmp_path, monkeypatch, tally, afterwards
+):
+    cell = Cell(archive_path, "symmetric:0.5", "dance", 2, 0, "demo")
+    study.run([cell], tmp_path / "store", device="cpu", progress=False)
+    with monkeypatch.context() as patch:
+        acted = at_call(patch, cells, "fitted", 0, lambda: other_images(archive_path))
+        with pytest.raises(InputError, match=r"was replaced.* run it again"):
+            afterwards.run([cell], tmp_path / "store", device="cpu", progress=False)
+    assert acted
+    assert not list((tmp_path / "store").glob(f"records/{afterwards.KIND}/*"))
     tally(ARCHIVE)
 
 
