@@ -134,7 +134,9 @@ inline Call checked(const Tensor& images, const Tensor& table, const Tensor& cod
   call.channels = images.size(1);
   call.height = images.size(2);
   call.width = images.size(3);
-  DDLNL_CHECK((call.height + 4) * (call.width + 4) < (int64_t{1} << 31), "The augmented images are too large.");
+  constexpr int64_t most = int64_t{1} << 31;
+  DDLNL_CHECK(call.height < most && call.width < most && (call.height + 4) * (call.width + 4) < most,
+              "The augmented images are too large.");
   call.stages = codes.size(codes.dim() - 1);
   call.table_run = run_of(call.count, table.size(0), "table");
   call.code_run = run_of(call.count, codes.dim() == 2 ? codes.size(0) : 1, "codes");
