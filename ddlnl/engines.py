@@ -23,7 +23,8 @@ import torch
 from tqdm import tqdm
 
 from ddlnl import slurm
-from ddlnl.cells import Cell, run_cell
+from ddlnl.cell_run import run_cell
+from ddlnl.cells import Cell
 from ddlnl.errors import InputError
 from ddlnl.methods import check
 from ddlnl.store import Store

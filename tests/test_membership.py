@@ -7,21 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small import NETWORK, image_set, profile
-from test_study import write_small_archive
+from small import NETWORK, image_set
+from test_study import archive_path as archive_path
 
-from ddlnl import cells, claims, evaluation, membership, noise, preprocess, privacy, store, study, training
+from ddlnl import claims, evaluation, membership, noise, preprocess, privacy, store, study, training
 from ddlnl.errors import InputError
-from ddlnl.profiles import PROFILES
 from ddlnl.training import Protocol, Recipe
-
-
-@pytest.fixture
-def archive_path(tmp_path, monkeypatch):
-    monkeypatch.setitem(PROFILES, "demo", profile())
-    cells._load.cache_clear()
-    cells._prepared.cache_clear()
-    return write_small_archive(tmp_path)
 
 
 def data(spec: str, imbalance: str = "none") -> SimpleNamespace:

@@ -10,7 +10,7 @@ from dataclasses import fields
 import pytest
 
 import ddlnl
-from ddlnl import __main__, cells, denoising, noise, own_parameters, parameters, study
+from ddlnl import __main__, cell_run, denoising, noise, own_parameters, parameters, study
 from ddlnl.errors import InputError
 
 PROMISE = "wrong parameters are refused in one sentence"
@@ -43,7 +43,7 @@ def refused(call: Callable, *arguments, **options) -> str:
 @pytest.fixture(autouse=True)
 def no_work(monkeypatch):
     """Nothing may be computed."""
-    for place, name in ((study.engines, "run_cell"), (denoising.methods, "final_set"), (cells._Run, "finish")):
+    for place, name in ((study.engines, "run_cell"), (denoising.methods, "final_set"), (cell_run._Run, "finish")):
         monkeypatch.setattr(place, name, lambda *_, **__: pytest.fail("work was started"))
 
 
