@@ -18,7 +18,8 @@
 
 namespace ddlnl {
 
-// Sizes of one call. `last`: the channels lie next to each other (channels-last), else the pixels of a plane do.
+// Sizes of one call. `last`: the channels lie next to each other (channels-last), else the pixels of a plane do. The planes of
+// a tensor without elements count as 0 x 0, whatever its sides: there is nothing to go through, and no product overflows.
 struct Block {
   int64_t images, channels, height, width, groups;
   bool last, norm;
@@ -75,18 +76,19 @@ inline Block checked_block(const Tensor& x, bool norm, std::initializer_list<con
   }
   for (const Tensor* one : like_out) {
     DDLNL_CHECK(one->dim() == 4 && one->size(0) == block.images && one->size(1) == block.channels &&
-                    one->size(2) == block.pooled_height() && one->size(3) == block.pooled_width() &&
+                    one->size(2) == x.size(2) / 2 && one->size(3) == x.size(3) / 2 &&
                     has_layout(*one, block.last) && one->scalar_type() == x.scalar_type(),
                 "norm_relu_pool: a gradient must have the output's shape, memory layout and dtype.");
     DDLNL_CHECK(same_device(*one, x), "norm_relu_pool: all tensors must be on one device.");
   }
+  if (x.numel() == 0) block.height = block.width = 0;
   return block;
 }
 
-// An uninitialised tensor of the layout of the block's x.
-inline Tensor empty_like_block(const Tensor& x, const Block& block, int64_t height, int64_t width) {
+// An uninitialised tensor of the layout of the block's x, of its size or with the sides divided.
+inline Tensor empty_like_block(const Tensor& x, const Block& block, int64_t divisor = 1) {
   using torch::headeronly::MemoryFormat;
-  const std::array<int64_t, 4> sizes{block.images, block.channels, height, width};
+  const std::array<int64_t, 4> sizes{block.images, block.channels, x.size(2) / divisor, x.size(3) / divisor};
   return torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
                               block.last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }

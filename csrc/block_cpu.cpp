@@ -51,7 +51,7 @@ Tensor summed(const Tensor& x, const Block& block, const OptionalTensor& rows, c
 
 std::tuple<Tensor, Tensor> norm_relu_pool(Tensor x, OptionalTensor weight, OptionalTensor bias, double eps, bool norm) {
   const Block block = checked_block(x, norm, {&weight, &bias}, {}, {});
-  Tensor out = empty_like_block(x, block, block.pooled_height(), block.pooled_width());
+  Tensor out = empty_like_block(x, block, 2);
   Tensor statistics = empty_statistics(x, kValueStatistics);
   for_element_type(x, "norm_relu_pool", [&](auto element) {
     using T = decltype(element);
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_backward(Tensor gradient, Tens
                                                            OptionalTensor bias, Tensor statistics, bool norm) {
   const Block block = checked_block(x, norm, {&weight, &bias}, {}, {&gradient});
   check_statistics(statistics, x, kValueStatistics);
-  Tensor dx = empty_like_block(x, block, block.height, block.width), dweight = dx, dbias = dx;
+  Tensor dx = empty_like_block(x, block), dweight = dx, dbias = dx;
   for_element_type(x, "norm_relu_pool", [&](auto element) {
     using T = decltype(element);
     using A = typename Computed<T>::type;
@@ -127,8 +127,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_tangent(Tensor x, Tensor dx, O
                                                           OptionalTensor dweight, OptionalTensor bias,
                                                           OptionalTensor dbias, double eps, bool norm) {
   const Block block = checked_block(x, norm, {&weight, &dweight, &bias, &dbias}, {&dx}, {});
-  Tensor out = empty_like_block(x, block, block.pooled_height(), block.pooled_width());
-  Tensor dout = empty_like_block(x, block, block.pooled_height(), block.pooled_width());
+  Tensor out = empty_like_block(x, block, 2);
+  Tensor dout = empty_like_block(x, block, 2);
   Tensor statistics = empty_statistics(x, kTangentStatistics);
   for_element_type(x, "norm_relu_pool_tangent", [&](auto element) {
     using T = decltype(element);
@@ -174,8 +174,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_relu_pool_tangen
     OptionalTensor bias, OptionalTensor dbias, Tensor statistics, bool norm) {
   const Block block = checked_block(x, norm, {&weight, &dweight, &bias, &dbias}, {&dx}, {&gradient, &dgradient});
   check_statistics(statistics, x, kTangentStatistics);
-  Tensor gx = empty_like_block(x, block, block.height, block.width);
-  Tensor gdx = empty_like_block(x, block, block.height, block.width), gw = gx, gdw = gx, gb = gx, gdb = gx;
+  Tensor gx = empty_like_block(x, block);
+  Tensor gdx = empty_like_block(x, block), gw = gx, gdw = gx, gb = gx, gdb = gx;
   for_element_type(x, "norm_relu_pool_tangent", [&](auto element) {
     using T = decltype(element);
     using A = typename Computed<T>::type;

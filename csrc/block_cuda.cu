@@ -329,7 +329,7 @@ Block cuda_block(const Tensor& x, bool norm, std::initializer_list<const Optiona
 std::tuple<Tensor, Tensor> norm_relu_pool(Tensor x, OptionalTensor weight, OptionalTensor bias, double eps, bool norm) {
   const Block block = cuda_block(x, norm, {&weight, &bias}, {}, {});
   const DeviceGuard guard(x.get_device_index());
-  Tensor out = empty_like_block(x, block, block.pooled_height(), block.pooled_width());
+  Tensor out = empty_like_block(x, block, 2);
   Tensor statistics = empty_statistics(x, kValueStatistics);
   for_element_type(x, "norm_relu_pool", [&](auto element) {
     using T = decltype(element);
@@ -346,7 +346,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_backward(Tensor gradient, Tens
   const Block block = cuda_block(x, norm, {&weight, &bias}, {}, {&gradient});
   check_statistics(statistics, x, kValueStatistics);
   const DeviceGuard guard(x.get_device_index());
-  Tensor dx = empty_like_block(x, block, block.height, block.width), dweight = dx, dbias = dx;
+  Tensor dx = empty_like_block(x, block), dweight = dx, dbias = dx;
   const int64_t planes = block.images * block.channels;
   Tensor shares = torch::stable::new_empty(x, std::array<int64_t, 2>{2, planes}, computed_type(x));
   for_element_type(x, "norm_relu_pool", [&](auto element) {
@@ -367,8 +367,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_tangent(Tensor x, Tensor dx, O
                                                           OptionalTensor dbias, double eps, bool norm) {
   const Block block = cuda_block(x, norm, {&weight, &dweight, &bias, &dbias}, {&dx}, {});
   const DeviceGuard guard(x.get_device_index());
-  Tensor out = empty_like_block(x, block, block.pooled_height(), block.pooled_width());
-  Tensor dout = empty_like_block(x, block, block.pooled_height(), block.pooled_width());
+  Tensor out = empty_like_block(x, block, 2);
+  Tensor dout = empty_like_block(x, block, 2);
   Tensor statistics = empty_statistics(x, kTangentStatistics);
   for_element_type(x, "norm_relu_pool_tangent", [&](auto element) {
     using T = decltype(element);
@@ -387,8 +387,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_relu_pool_tangen
   const Block block = cuda_block(x, norm, {&weight, &dweight, &bias, &dbias}, {&dx}, {&gradient, &dgradient});
   check_statistics(statistics, x, kTangentStatistics);
   const DeviceGuard guard(x.get_device_index());
-  Tensor gx = empty_like_block(x, block, block.height, block.width);
-  Tensor gdx = empty_like_block(x, block, block.height, block.width), gw = gx, gdw = gx, gb = gx, gdb = gx;
+  Tensor gx = empty_like_block(x, block);
+  Tensor gdx = empty_like_block(x, block), gw = gx, gdw = gx, gb = gx, gdb = gx;
   const int64_t planes = block.images * block.channels;
   Tensor shares = torch::stable::new_empty(x, std::array<int64_t, 2>{4, planes}, computed_type(x));
   for_element_type(x, "norm_relu_pool_tangent", [&](auto element) {

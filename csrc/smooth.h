@@ -9,7 +9,8 @@
 
 namespace ddlnl {
 
-// Sizes of one call; an odd side leaves its last row or column out of the pool.
+// Sizes of one call; an odd side leaves its last row or column out of the pool. The planes of a tensor without elements count
+// as 0 x 0, whatever its sides: there is nothing to go through, and no product overflows.
 struct Smooth {
   int64_t images, channels, height, width;
 
@@ -33,7 +34,7 @@ inline Smooth checked_smooth(const Tensor& x, const Tensor* dx, const Tensor* gr
               last ? "channels-last." : "contiguous.");
   DDLNL_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double,
               "softplus_pool takes float32 or float64.");
-  const Smooth call{x.size(0), x.size(1), x.size(2), x.size(3)};
+  Smooth call{x.size(0), x.size(1), x.size(2), x.size(3)};
   for (const Tensor* one : {dx, gradient}) {
     if (!one) continue;
     DDLNL_CHECK(one->scalar_type() == x.scalar_type() && same_device(*one, x) && one->dim() == 4 && lies(*one, last),
@@ -43,12 +44,14 @@ inline Smooth checked_smooth(const Tensor& x, const Tensor* dx, const Tensor* gr
   DDLNL_CHECK(!gradient || (gradient->size(0) == call.images && gradient->size(1) == call.channels &&
                             gradient->size(2) == call.half_height() && gradient->size(3) == call.half_width()),
               "softplus_pool: a gradient must have the shape of the output.");
+  if (x.numel() == 0) call.height = call.width = 0;
   return call;
 }
 
-inline Tensor empty_smooth(const Tensor& x, const Smooth& call, int64_t height, int64_t width, bool last) {
+// An uninitialised tensor of the size of x, or with the sides divided.
+inline Tensor empty_smooth(const Tensor& x, bool last, int64_t divisor = 1) {
   using torch::headeronly::MemoryFormat;
-  const std::array<int64_t, 4> sizes{call.images, call.channels, height, width};
+  const std::array<int64_t, 4> sizes{x.size(0), x.size(1), x.size(2) / divisor, x.size(3) / divisor};
   return torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
                               last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }

@@ -83,8 +83,8 @@ FORCE_INLINE typename V::Vector sigmoid(const typename V::Vector& z) {
 // Calls body(V, element of a cell's first pixel, of its pooled pixel, how many) for runs of channels of every cell.
 template <typename A, typename Body>
 void over_cells(const Smooth& call, const Body& body) {
+  if (call.cells() == 0) return;
   const int64_t rows = call.images * call.half_height(), line = call.width * call.channels;
-  if (rows * call.half_width() * call.channels == 0) return;
   const int64_t grain = std::max<int64_t>(1, (1 << 13) / (call.half_width() * call.channels));
   torch::stable::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
     with_widest_vectors([&](auto bytes) DDLNL_INLINE {
@@ -110,7 +110,7 @@ FORCE_INLINE typename V::Vector cell_sum(int64_t from, const Smooth& call, const
 
 Tensor softplus_pool(Tensor x, double beta) {
   const Smooth call = checked_smooth(x, nullptr, nullptr, true);
-  Tensor out = empty_smooth(x, call, call.half_height(), call.half_width(), true);
+  Tensor out = empty_smooth(x, true, 2);
   for_float_or_double(x, [&](auto element) {
     using A = decltype(element);
     const A *from = data<A>(x), b = A(beta), share = A(0.25 / beta);
@@ -127,7 +127,7 @@ Tensor softplus_pool(Tensor x, double beta) {
 
 Tensor softplus_pool_tangent(Tensor x, Tensor dx, double beta) {
   const Smooth call = checked_smooth(x, &dx, nullptr, true);
-  Tensor out = empty_smooth(x, call, call.half_height(), call.half_width(), true);
+  Tensor out = empty_smooth(x, true, 2);
   for_float_or_double(x, [&](auto element) {
     using A = decltype(element);
     const A *from = data<A>(x), *dfrom = data<A>(dx), b = A(beta);
@@ -144,7 +144,7 @@ Tensor softplus_pool_tangent(Tensor x, Tensor dx, double beta) {
 
 Tensor softplus_pool_backward(Tensor gradient, Tensor x, double beta) {
   const Smooth call = checked_smooth(x, nullptr, &gradient, true);
-  Tensor out = empty_smooth(x, call, call.height, call.width, true);
+  Tensor out = empty_smooth(x, true);
   for_float_or_double(x, [&](auto element) {
     using A = decltype(element);
     const A *from = data<A>(x), *above = data<A>(gradient), b = A(beta);

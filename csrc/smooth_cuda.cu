@@ -53,7 +53,7 @@ __global__ void unpool(const A* gradient, const A* x, A* out, int64_t pixels, in
 Tensor pooled(const Tensor& x, const Tensor* dx, double beta) {
   const Smooth call = checked_smooth(x, dx, nullptr, false);
   const DeviceGuard guard(x.get_device_index());
-  Tensor out = empty_smooth(x, call, call.half_height(), call.half_width(), false);
+  Tensor out = empty_smooth(x, false, 2);
   const int64_t cells = out.numel();
   if (cells == 0) return out;
   for_float_or_double(x, [&](auto element) {
@@ -73,7 +73,7 @@ Tensor softplus_pool_tangent(Tensor x, Tensor dx, double beta) { return pooled(x
 Tensor softplus_pool_backward(Tensor gradient, Tensor x, double beta) {
   const Smooth call = checked_smooth(x, nullptr, &gradient, false);
   const DeviceGuard guard(x.get_device_index());
-  Tensor out = empty_smooth(x, call, call.height, call.width, false);
+  Tensor out = empty_smooth(x, false);
   if (x.numel() == 0) return out;
   for_float_or_double(x, [&](auto element) {
     using A = decltype(element);

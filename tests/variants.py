@@ -1,6 +1,6 @@
 """The compiled core built in other ways, and what the tests of the operators make of it. Not collected by pytest.
 
-    python tests/variants.py sanitize   # AddressSanitizer and UndefinedBehaviorSanitizer over those and wrong calls
+    python tests/variants.py sanitize   # AddressSanitizer and UndefinedBehaviorSanitizer over those, wrong and hostile calls
     python tests/variants.py mutants    # 23 planted errors, each of which those tests must find
 
 Each variant is a copy of the package in a temporary folder, with its own library compiled from csrc/ for the CPU.
@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 COMPILER = os.environ.get("CXX", "c++")
 FAMILIES = ("augment", "block", "distances", "smooth")
 TESTS = {family: f"test_ops_{family}.py" for family in FAMILIES}
+CALLS = ("test_ops_bad_input.py", "faults/test_hostile_calls.py")  # of any operator, wrong and hostile ones
 SANITIZE = [
     "-O1",
     "-g",
@@ -123,7 +124,7 @@ def sanitize() -> int:
         options = f"detect_leaks=0:print_stacktrace=1:log_path={name}/report"
         options += ":allocator_may_return_null=1:max_allocation_size_mb=3072"
         environment = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": options, "UBSAN_OPTIONS": options}
-        ended = run_tests(Path(name), [*TESTS.values(), "test_ops_bad_input.py"], **environment)
+        ended = run_tests(Path(name), [*TESTS.values(), *CALLS], **environment)
         reports = [report.read_text() for report in Path(name).glob("report*")]
     print(ended.stdout[-3000:], ended.stderr[-3000:], *reports)
     return ended.returncode
