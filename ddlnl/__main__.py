@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     pages.add_argument("--notebooks", metavar="FOLDER", help="where the notebooks are (default: those of the checkout)")
     pages.add_argument("--store-dir", metavar="S", help="folder of results (default: $DDLNL_STORE, else the user's)")
     pages.add_argument("--workers", metavar="N", type=int, default=1, help="cells computed side by side")
+    pages.add_argument("--records", metavar="R", help="draw what the records of this folder have, and compute nothing")
+    pages.add_argument("--profile", metavar="P", help=f"{', '.join(profiles.PROFILES)} (default: demo)")
     pages.set_defaults(run=_gallery)
     line = commands.add_parser("summary", help="print the result of an executed notebook")
     line.add_argument("notebook", metavar="NOTEBOOK")
@@ -128,7 +130,9 @@ def _add_data_commands(commands: argparse._SubParsersAction) -> None:
 def _gallery(options: argparse.Namespace) -> None:
     from ddlnl import gallery  # papermill takes a second to import, and no other command needs it
 
-    print(f"The index is {gallery.build(options.folder, options.notebooks, options.store_dir, options.workers)}.")
+    given = {} if options.profile is None else {"profile": options.profile}
+    where = (options.folder, options.notebooks, options.store_dir, options.workers, given, options.records)
+    print(f"The index is {gallery.build(*where)}.")
 
 
 def _fetch(options: argparse.Namespace) -> None:

@@ -57,6 +57,7 @@ def build(
     store_dir: str | Path | None = None,
     workers: int = 1,
     given: Mapping[str, object] | None = None,
+    records: str | Path | None = None,
 ) -> Path:
     """Run every notebook of a folder, finished cells from the store, and write pages, figures and the index.
 
@@ -67,11 +68,15 @@ def build(
         notebooks: a folder; None takes that of the checkout.
         store_dir: the folder of results; None takes the usual one.
         given: parameters in place of those of `SHELF`, for the notebooks that have them.
+        records: a folder of records to draw from, computing nothing: all methods and all that the profile asks for, in
+            the notebooks that need no more than records.
 
     Raises:
         InputError: there are no notebooks. What stops a notebook stops the gallery.
     """
     found = {path.stem: path for path in Path(notebooks or NOTEBOOKS).glob("*.ipynb")}
+    if records is not None:
+        found = {stem: path for stem, path in found.items() if "records" in papermill.inspect_notebook(path)}
     if not found:
         raise InputError(f"There are no notebooks in {notebooks or NOTEBOOKS}; name the folder that has them.")
     out = Path(out_dir)
@@ -82,7 +87,8 @@ def build(
     for stem in order:
         started = time.monotonic()
         usual = {"store_dir": store_dir, "workers": workers, "out_dir": out / stem}
-        _run(found[stem], out, usual | SHELF.get(stem, {}) | dict(given or {}))
+        usual |= SHELF.get(stem, {}) if records is None else {"records": Path(records).resolve(), "methods": None}
+        _run(found[stem], out, usual | dict(given or {}))
         cards.append(_page(out, stem))
         print(f"{stem}: {time.monotonic() - started:.0f} s", flush=True)
     with replacing(out / "index.html") as file:

@@ -27,7 +27,8 @@ class Parameters:
 
     methods: distillers. rates: noise rates (fractions of the labels). ipc: images per class. seeds: how many seeds.
     device: "auto", "cpu", "cuda" or "cuda:<number>". workers: cells computed side by side. engine: where that happens.
-    imbalances: profiles of class sizes (`ddlnl.noise`), only in notebooks that ask for them.
+    imbalances: profiles of class sizes (`ddlnl.noise`), records: a folder of records to draw, only in notebooks that
+    ask for them.
     """
 
     profile: str = "demo"
@@ -42,9 +43,10 @@ class Parameters:
     workers: int = 1
     engine: str = "local"
     imbalances: tuple[str, ...] = ("none",)
+    records: str | None = None
 
 
-OF_SOME = ("imbalances",)
+OF_SOME = ("imbalances", "records")
 
 
 def check(namespace: Mapping[str, object], *more: str) -> Parameters:
@@ -62,7 +64,7 @@ def check(namespace: Mapping[str, object], *more: str) -> Parameters:
     profile = PROFILES[given.profile]
     for name in ("device", "engine"):
         _text(name, getattr(given, name))
-    for name in ("data_dir", "store_dir"):
+    for name in ("data_dir", "store_dir", "records"):
         if getattr(given, name) is not None:
             _text(name, getattr(given, name))
     methods.check(given.engine, ENGINES, "engine")

@@ -237,11 +237,14 @@ def read_record(path: Path) -> dict[str, Any]:
     return whole
 
 
-def table(store_dir: str | Path | None = None) -> pd.DataFrame:
-    """Every finished cell of a store, one row each; columns are the fields of the record, accuracies fractions of 1."""
+def table(store_dir: str | Path | None = None, kind: str = "cell") -> pd.DataFrame:
+    """Every finished cell of a store, one row each; columns are the fields of the record, accuracies fractions of 1.
+
+    kind: of the records; "transfer" are those of `ddlnl.transfer`.
+    """
     store = Store(store_dir)
-    paths = sorted((store.root / "records" / "cell").glob("*.json"))
-    return frame([body for path in paths if (body := store.record("cell", path.stem)) is not None])
+    paths = sorted((store.root / "records" / kind).glob("*.json"))
+    return frame([body for path in paths if (body := store.record(kind, path.stem)) is not None])
 
 
 def frame(records: list[dict[str, Any]]) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from ddlnl.distilled import DistilledSet
 from ddlnl.errors import InputError
 from ddlnl.methods import CONTROLS, DISTILLERS, METHODS, WHOLE, check, is_whole
 from ddlnl.profiles import PROFILES
-from ddlnl.store import Store, frame
+from ddlnl.store import Store, frame, table
 
 
 def grid(
@@ -71,14 +71,18 @@ def run(
     workers: int = 1,
     engine: str = "local",
     progress: bool = True,
+    records: str | Path | None = None,
 ) -> pd.DataFrame:
     """One row per cell, in the order of `cells`; finished cells come from the store, others are computed.
 
     workers: processes that compute cells side by side. engine: "local", or "slurm" for a cluster (`ddlnl.slurm`). What
     can be refused is refused before the first cell starts, with `InputError`; so is, at its end, a study whose archive
-    or store was exchanged while it ran.
+    or store was exchanged while it ran. records: a folder whose records are shown instead (`recorded`), so that nothing
+    is computed.
     """
     cells = list(dict.fromkeys(cells))
+    if records is not None:
+        return recorded(cells, records)
     check_workers(workers)
     evaluation.choose_device(device)
     store = Store(store_dir)
@@ -88,6 +92,29 @@ def run(
         prepare(cell, data_dir)
     engines.run(in_order(missing), store.root, data_dir, device, engine, workers, progress)
     return frame(collected("cell", keys, store))
+
+
+def recorded(cells: Iterable[Cell], folder: str | Path, kind: str = "cell") -> pd.DataFrame:
+    """The rows of `ddlnl.store.table(folder, kind)` that are about these cells, with any seed; no data are needed.
+
+    A row is found by what it is about and not by its key, which is made of the data too: the records of this package
+    say in `data_hash` what they were computed on. Prints how many of the conditions have no record. Raises `InputError`
+    where none has.
+    """
+    rows, wanted = table(folder, kind), list(dict.fromkeys(map(_condition, cells)))
+    places = {condition: place for place, condition in enumerate(wanted)}
+    rows["place"] = [places.get(_condition(row)) for row in rows.itertuples()]
+    found = rows[rows["place"].notna()]
+    if found.empty:
+        raise InputError(f"The folder {folder} has no record of kind {kind!r} of these cells; it has to be a store.")
+    if missing := len(wanted) - found["place"].nunique():
+        print(f"{missing} of the {len(wanted)} conditions of this grid have no record in {folder}.")
+    return found.sort_values(["place", "seed"]).drop(columns="place").reset_index(drop=True)
+
+
+def _condition(cell: Any) -> tuple:
+    """What a cell, or a row of a table, is about, except for its seed."""
+    return cell.dataset, cell.noise, cell.method, cell.ipc, cell.profile, cell.imbalance
 
 
 def collected(kind: str, keys: Mapping[Cell, str], store: Store) -> list[dict[str, Any]]:

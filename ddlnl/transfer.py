@@ -33,12 +33,16 @@ def run(
     workers: int = 1,
     engine: str = "local",
     progress: bool = True,
+    records: str | Path | None = None,
 ) -> pd.DataFrame:
     """Accuracies with ResNet-18 students, one row per finished cell of `METHODS`, with the columns of `study.run`.
 
-    Other cells are left out. Raises `InputError` before any work where a cell has not finished or its set is missing.
+    Other cells are left out. records: a folder whose records are shown instead, so that nothing is computed. Raises
+    `InputError` before any work where a cell has not finished or its set is missing.
     """
     chosen = [cell for cell in dict.fromkeys(grid) if cell.method in METHODS]
+    if records is not None:
+        return study.recorded(chosen, records, KIND)
     keys = {cell: transfer_key(cell, data_dir) for cell in chosen}
     found = afterwards.run(KIND, keys, run_cell, Store(store_dir), data_dir, device, workers, engine, progress)
     return frame(found)

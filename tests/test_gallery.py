@@ -130,6 +130,18 @@ def test_notebooks_are_run_with_the_parameters_that_they_have(tmp_path):
     assert "fig2_symmetric.html" in index.read_text()
 
 
+def test_a_gallery_of_records_has_the_notebooks_that_need_no_more_and_asks_for_all_methods(tmp_path):
+    for stem, more in (("fig2_symmetric", "\nrecords: str = None  # folder of records"), ("fig3_images", "")):
+        source = f'methods: list = ["dance"]  # distillers\nipc: int = 1  # images per class{more}'
+        cells = [new_markdown_cell(f"# One\n\n{CLAIM}"), new_code_cell(source, metadata={"tags": ["parameters"]})]
+        cells += [new_code_cell("print(methods, ipc, records)")] * bool(more)
+        nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), tmp_path / f"{stem}.ipynb")
+    gallery.build(tmp_path / "out", tmp_path, records=tmp_path / "results")
+    page = BeautifulSoup((tmp_path / "out" / "fig2_symmetric.html").read_text(), "html.parser")
+    assert f"None 1 {tmp_path / 'results'}" in page.get_text()
+    assert not (tmp_path / "out" / "fig3_images.html").exists()
+
+
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
@@ -173,5 +185,7 @@ def test_the_gallery_is_a_command(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(gallery, "build", lambda *given: asked.append(given) or Path("place/index.html"))
     __main__.main(["gallery", "place", "--store-dir", "results", "--workers", "2"])
-    assert asked == [("place", None, "results", 2)]
-    assert capsys.readouterr().out == "The index is place/index.html.\n"
+    __main__.main(["gallery", "place", "--records", "results", "--profile", "laptop"])
+    laptop = {"profile": "laptop"}
+    assert asked == [("place", None, "results", 2, {}, None), ("place", None, None, 1, laptop, "results")]
+    assert capsys.readouterr().out == "The index is place/index.html.\n" * 2

@@ -58,6 +58,14 @@ def test_a_second_run_of_figure_2_reads_everything_from_the_store(place, first):
     assert export.summary(second) == export.summary(first)
 
 
+def test_figure_2_is_drawn_from_a_folder_of_records_without_data_or_a_store(place):
+    given = {"profile": "laptop", "dataset": "cifar10", "records": str(NOTEBOOKS / "results"), "rates": None}
+    given |= {"data_dir": str(place / "no data"), "store_dir": str(place / "no store"), "methods": ["rcig"]}
+    out = run(place, "recorded.ipynb", **given)
+    assert export.summary(out).startswith("cifar10, rcig")
+    assert not (place / "no store").exists()
+
+
 def test_an_ipc_larger_than_a_class_stops_the_notebook_before_any_training(place):
     with pytest.raises(papermill.PapermillExecutionError, match="allowed is an IPC of at most"):
         run(place, "wrong.ipynb", store_dir=str(place / "untouched"), ipc=500)

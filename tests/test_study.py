@@ -406,6 +406,26 @@ def test_distil_in_memory_gives_a_set_that_trains_students(archive_path):
         ddlnl.distill(noisy, method="rndom")
 
 
+def test_records_of_other_files_are_found_by_what_they_are_about_with_any_seed(tmp_path, capsys):
+    places = [("a", "dance", 10, 1), ("b", "dance", 10, 0), ("c", "dance", 50, 0), ("d", "full", 0, 0)]
+    about = {"dataset": "cifar10", "noise": "clean", "profile": "laptop", "imbalance": "none"}
+    for key, method, ipc, seed in places:
+        body = about | {"method": method, "ipc": ipc, "seed": seed, "accuracy_last": 0.5}
+        store.Store(tmp_path).save_record("cell", key, body)
+    cells = study.grid(methods=["full", "dance", "random"], rates=[0.0], ipcs=10, profile="laptop")
+    table = study.run(cells, records=tmp_path)
+    assert list(zip(table["method"], table["ipc"], table["seed"], strict=True)) == [
+        ("full", 0, 0),
+        ("dance", 10, 0),
+        ("dance", 10, 1),
+    ]
+    assert f"1 of the 3 conditions of this grid have no record in {tmp_path}." in capsys.readouterr().out
+    with pytest.raises(InputError, match="has no record of kind 'transfer' of these cells"):
+        study.recorded(cells, tmp_path, "transfer")
+    with pytest.raises(InputError, match="has no record of kind 'cell' of these cells"):
+        study.run(cells, records=tmp_path / "nowhere")
+
+
 def test_one_rate_method_or_noise_stands_for_a_list_of_it():
     assert study.grid(rates=0.4, methods="dance", ipcs=1) == study.grid(rates=[0.4], methods=["dance"], ipcs=[1])
     assert study.grid(noises="instance:0.2", methods="full") == study.grid(noises=["instance:0.2"], methods=["full"])

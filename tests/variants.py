@@ -1,6 +1,6 @@
 """The compiled core built in other ways, and what the tests of the operators make of it. Not collected by pytest.
 
-    python tests/variants.py sanitize   # AddressSanitizer and UndefinedBehaviorSanitizer over those, wrong and hostile calls
+    python tests/variants.py sanitize   # address and undefined-behaviour sanitizers over those, wrong and hostile calls
     python tests/variants.py mutants    # 23 planted errors, each of which those tests must find
 
 Each variant is a copy of the package in a temporary folder, with its own library compiled from csrc/ for the CPU.
