@@ -4,7 +4,7 @@
 # make test    the whole suite in the same environment; DDLNL_DATA=folder adds the tests on real archives
 # make lint    style of the code and the notebooks, and that the notebooks are stored without outputs
 # make sanitize  the tests of the operators and their hostile calls under AddressSanitizer and UndefinedBehaviorSanitizer
-# make faults  every fault of tests/faults in its full count (some ten minutes), and the table of them: faults.json
+# make faults  every fault of tests/faults in its full count (some twelve minutes), and the table of them: faults.json
 # make clean   remove what the other targets made
 # PYTHON=...   chooses the interpreter .venv is made from
 

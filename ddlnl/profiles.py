@@ -1,4 +1,4 @@
-"""How large a run is: one table. `demo` takes minutes on two CPU cores, `laptop` under an hour, `paper` needs GPUs."""
+"""How large a run is: one table. `demo` takes minutes on two CPU cores, `laptop` two or three hours, `paper` needs GPUs."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ PROFILES = {
             "real images per iteration (1,024), a moving average of decay 0.9 (0.99); students trained for 120 steps "
             "of at most 32 images at a rate of 0.02 (1,000 or 2,000 of 256 at 0.0001)",
             "3 students per set, trained for at most 120 steps at a learning rate of 0.03 (1,500 epochs at 0.01)",
-            "full noisy set: 3 networks, 20 epochs, tested after every fourth, trained as the students are",
+            "full noisy set: 3 networks, 20 epochs, tested after every fourth, trained as DANCE's students are",
             "ResNet-18: 16 channels in the first stage instead of 64; 3 networks, trained for at most 40 steps on a "
             "small set and for 4 epochs on the full noisy one",
         ),
@@ -249,7 +249,7 @@ PROFILES = {
             "Adam; networks that begin with width 32 (128), a pool of 5 (30) that learn ten times as fast and begin "
             "anew after 50 steps (100); 256 real images per iteration (1,024), a moving average of decay 0.9 (0.99); "
             "students trained for 100 steps of at most 64 images at a rate of 0.002 (1,000 or 2,000 of 256 at 0.0001)",
-            "full noisy set: 3 networks, 20 epochs, tested after each, trained as the students are",
+            "full noisy set: 3 networks, 20 epochs, tested after each, trained as DANCE's students are",
             "ResNet-18: 32 channels in the first stage instead of 64; 3 networks with activations in bfloat16, trained "
             "for at most 200 steps on a small set and for 5 epochs on the full noisy one",
         ),
@@ -275,7 +275,7 @@ PROFILES = {
         resnet_students=5,
         reductions=(
             "2 % of the training images are held out for the validation rule (published: none)",
-            "full noisy set: 60 epochs, network and augmentation of the students (the paper's recipe is unknown)",
+            "full noisy set: 60 epochs, network and augmentation of DANCE's students (the paper's recipe is unknown)",
             "ResNet-18: the rate and the schedule are ours (the paper has no such students)",
             "RCIG: exact gradients (of random rows on CIFAR-100 at IPC 50 and Tiny-ImageNet at IPC 10), and networks "
             "that stand still during the inner steps",
