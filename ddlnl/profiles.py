@@ -1,4 +1,4 @@
-"""How large a run is: one table. `demo` takes minutes on two CPU cores, `laptop` two or three hours, `paper` needs GPUs."""
+"""How large a run is: one table. `demo` takes minutes on two CPU cores, `laptop` some hours, `paper` needs GPUs."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The whole suite makes a part of the tries; `make faults` (DDLNL_FAULTS=full) makes all of them and writes the table. A
 table that is there keeps its other rows, so that DDLNL_FAULTS_TABLE=notebooks/results/faults.json brings those of a few
-files up to date.
+files up to date. A run in which a promise was broken writes none.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ def tally() -> Callable[..., None]:
     return add
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
+def pytest_terminal_summary(terminalreporter, exitstatus) -> None:
     if not COUNTS:
         return
     terminalreporter.section("faults")
     for promise, counts in COUNTS.items():
         terminalreporter.line(f"{promise}: {counts['kept']} of {counts['tried']}")
-    if place := os.environ.get("DDLNL_FAULTS_TABLE"):
+    place = os.environ.get("DDLNL_FAULTS_TABLE")
+    if place and exitstatus == pytest.ExitCode.OK:
         path = Path(place)
         others = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps(others | COUNTS, indent=1) + "\n")
