@@ -48,6 +48,14 @@ def distillers(table: pd.DataFrame) -> list[str]:
     return [method for method in table["method"].unique() if method not in CONTROLS + WHOLE]
 
 
+def headline_rate(rows: pd.DataFrame) -> float:
+    """The rate that a headline is about: the highest. For noise that flips a class to one other it is the highest below
+    0.5, if there is any: beyond it most labels of a flipped class are wrong, and whoever follows the labels must
+    fall."""
+    flips = rows["noise"].str.match("asymmetric|pairflip") & (rows["rate"] < 0.5)
+    return rows.loc[flips if flips.any() else slice(None), "rate"].max()
+
+
 def interval(a: np.ndarray, b: np.ndarray, spread: float, test: Callable, level: float) -> tuple[float, float]:
     """The t interval of mean(a) - mean(b), or NaN where `spread` (points) is nil: that is no sign of certainty, but of
     too few units or of accuracies that count too few test images."""
