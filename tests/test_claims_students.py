@@ -8,6 +8,7 @@ import pytest
 from synthetic import records
 
 from ddlnl import claims, noise, transitions
+from ddlnl.errors import InputError
 
 ERRORS = transitions.symmetric(0.1, 10)  # what students confuse without any noise
 
@@ -137,17 +138,25 @@ def test_without_what_it_needs_absorption_is_not_decided(without):
     assert np.isnan(row.low)
 
 
-def unbalanced(tail: float, seeds: int = 3, spread: float = 0.005) -> pd.DataFrame:
-    """Records under longtail:10 whose distilled sets are worse than the full set by 0.1, and by `tail` in rare
-    classes."""
+def unbalanced(
+    tail: float, seeds: int = 3, spread: float = 0.005, harder: float = 0.0, random: float = 0.0
+) -> pd.DataFrame:
+    """Records of balanced sets and of longtail:10. Distilled sets are worse than the full set by 0.1, in the second
+    half of the classes by `harder` more, and under imbalance there by `tail` + harder. Random sets are worse than the
+    full one by 0.3, and by `random` more in that half under imbalance."""
     rows = []
     source = np.random.default_rng(0)
     for imbalance in ("none", "longtail:10"):
-        table = records(rates=(0.0,), ipcs=(10,), seeds=seeds).query("method in ('dance', 'full')").copy()
+        table = records(rates=(0.0,), ipcs=(10,), seeds=seeds).query("method in ('dance', 'random', 'full')").copy()
         table["imbalance"] = imbalance
-        worse = np.repeat([0.1, 0.1 if imbalance == "none" else tail], 5)
+        rare = imbalance != "none"
+        worse = {
+            "dance": np.repeat([0.1, (tail if rare else 0.1) + harder], 5),
+            "random": np.repeat([0.3, 0.3 + random * rare], 5),
+            "full": 0,
+        }
         table["confusion"] = [
-            counts(np.diag(0.9 - (method == "dance") * (worse + source.normal(0, spread, 10))))
+            counts(np.diag(0.95 - worse[method] - (method != "full") * source.normal(0, spread, 10)))
             for method in table["method"]
         ]
         for row in table["confusion"]:
@@ -157,25 +166,63 @@ def unbalanced(tail: float, seeds: int = 3, spread: float = 0.005) -> pd.DataFra
     return pd.concat(rows)
 
 
+@pytest.mark.parametrize("harder", [0.0, 0.15])
 @pytest.mark.parametrize(("tail", "verdict"), [(0.4, "holds"), (0.02, "does not hold"), (0.1, "not enough data")])
-def test_rare_classes_are_lost_where_they_fall_behind_more_than_frequent_ones(tail, verdict):
-    found = claims.tails(unbalanced(tail)).set_index("imbalance")
-    row = found.loc["longtail:10"]
-    assert row["verdict"] == verdict
-    assert row["lost"] == pytest.approx(100 * (tail - 0.1), abs=1)
-    assert (row["head"], row["tail"]) == pytest.approx((-10, -100 * tail), abs=1)
-    assert found.loc["none", "lost"] == pytest.approx(0, abs=1)
+def test_rare_classes_are_lost_where_imbalance_moves_them_behind_and_not_where_they_are_hard_anyway(
+    tail, verdict, harder
+):
+    (row,) = claims.tails(unbalanced(tail, harder=harder)).itertuples()
+    assert (row.imbalance, row.verdict) == ("longtail:10", verdict)
+    assert row.lost == pytest.approx(100 * (tail - 0.1), abs=1)
+    assert (row.head, row.tail) == pytest.approx((-10, -100 * (tail + harder)), abs=1)
+    assert (row.gap, row.gap_balanced) == pytest.approx((100 * (tail + harder - 0.1), 100 * harder), abs=1)
+    assert row.gap - row.gap_balanced == pytest.approx(row.lost)
 
 
-@pytest.mark.parametrize("without", ["confusion", "a second seed", "the full set"])
+def test_random_images_of_the_same_number_can_be_the_reference_of_what_rare_classes_lose():
+    table = unbalanced(0.4, random=0.2)
+    table = pd.concat([table, table[table["method"] == "random"].assign(ipc=50, confusion=None)])
+    (row,) = claims.tails(table, reference="random").itertuples()
+    assert row.lost == pytest.approx(30 - 20, abs=1)
+    assert row.head == pytest.approx(20, abs=1)
+    assert "against random imbalance makes rare classes lose" in claims.headline(
+        claims.tails(table, reference="random"), claims.tails
+    )
+    with pytest.raises(InputError, match="'rndom' is not in the table; it has dance, random, full"):
+        claims.tails(table, reference="rndom")
+
+
+@pytest.mark.parametrize("without", ["confusion", "a second seed", "the full set", "balanced sets", "a common seed"])
 def test_without_what_it_needs_the_loss_of_rare_classes_is_not_decided(without):
     table = unbalanced(0.4)
     table = {
         "confusion": table.drop(columns="confusion"),
         "a second seed": table[table["seed"] == 0],
         "the full set": table[table["method"] != "full"],
+        "balanced sets": table[table["imbalance"] != "none"],
+        "a common seed": table[(table["imbalance"] == "none") == (table["seed"] > 1)],
     }[without]
-    assert set(claims.tails(table)["verdict"]) == {"not enough data"}
+    found = claims.tails(table)
+    assert set(found["verdict"]) == {"not enough data"}
+    assert without == "a second seed" or "is not in the records" in claims.headline(found, claims.tails)
+
+
+def test_balanced_sets_alone_say_nothing_about_rare_classes():
+    table = unbalanced(0.4)
+    found = claims.tails(table[table["imbalance"] == "none"])
+    assert found.empty
+    assert claims.headline(found, claims.tails).startswith("No distilled set was made from imbalanced images")
+
+
+def test_every_noise_has_a_sentence_about_its_strongest_imbalance():
+    table = unbalanced(0.4)
+    stronger = table[table["imbalance"] != "none"].assign(imbalance="longtail:50")
+    clean = pd.concat([table, stronger])
+    both = pd.concat([clean, clean.assign(noise="symmetric:0.4", rate=0.4)])
+    lines = claims.headline(claims.tails(both), claims.tails).splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [
+        f"digits, dance, IPC 10, longtail 50, {noise}" for noise in ("clean", "symmetric 0.4")
+    ]
 
 
 def test_sentences_are_about_distillers_under_the_most_noise_and_the_strongest_imbalance():
@@ -185,5 +232,6 @@ def test_sentences_are_about_distillers_under_the_most_noise_and_the_strongest_i
     assert line.startswith("digits, dance, IPC 10, asymmetric 0.4: students absorbed 7")
     assert "\n" not in line
     line = claims.headline(claims.tails(unbalanced(0.4)), claims.tails)
-    assert line.startswith("digits, dance, IPC 10, longtail 10, clean: against the full noisy set rare classes lose ")
+    start = "digits, dance, IPC 10, longtail 10, clean: against the full noisy set imbalance makes rare classes lose "
+    assert line.startswith(start)
     assert "points more than frequent ones" in line

@@ -12,16 +12,16 @@ from ddlnl.claims._rules import (
     HOLDS,
     LEVEL,
     OPEN,
+    against,
     contrast,
     distillers,
     flips,
     headline_rate,
     network_of,
+    require_reference,
     select,
 )
-from ddlnl.errors import InputError
 from ddlnl.evaluation import RULES
-from ddlnl.methods import CONTROLS
 
 COLUMNS = ("dataset", "method", "reference", "kind", "noise", "rate", "rule", "network", "ipc", "distilled", "full")
 COLUMNS += ("difference", "low", "high", "n", "n_full", "unit", "tried", "best", "floor", "ceiling", "verdict")
@@ -88,10 +88,7 @@ def versus(
         InputError: the table mixes profiles or repeats a cell, or the reference is not a method of the table.
     """
     rows = select(table, kind, imbalance)
-    if reference not in CONTROLS and reference not in set(rows["method"]):
-        raise InputError(
-            f"The reference {reference!r} is not in the table; it has {', '.join(rows['method'].unique())}."
-        )
+    require_reference(rows, reference)
     others = rows[rows["method"] == reference]
     mine = rows[rows["method"].isin(distillers(rows)) & (rows["method"] != reference)]
     verdicts = []
@@ -202,29 +199,23 @@ def sentences(verdicts: pd.DataFrame) -> list[tuple[str | None, str]]:
 
 
 def _answer(top: pd.Series, others: pd.Series) -> str:
+    question = f"beats {against(top['reference'])} under {top['noise'].replace(':', ' ')} noise"
     rules = ", ".join(f"by {_words(rule)}: {others[rule]}" for rule in RULES[1:])
-    noise = top["noise"].replace(":", " ")
-    return (
-        f"beats {_against(top)} under {noise} noise: {ANSWERS[top['verdict']]} ({_numbers(top)}); epoch chosen {rules}"
-    )
+    return f"{question}: {ANSWERS[top['verdict']]} ({_numbers(top)}); epoch chosen {rules}"
 
 
 def _finding(top: pd.Series, group: pd.DataFrame, start: pd.Series) -> str:
     others = ", ".join(f"by {_words(rule)} {_from(start[rule])}" for rule in RULES[1:])
-    against, rate = _against(top), top["rate"]
+    reference, rate = against(top["reference"]), top["rate"]
     finding = {
-        HOLDS: f"beats {against} from {top['kind']} noise {start[RULES[0]]:g} on",
-        FAILS: f"does not beat {against} even at the highest {top['kind']} noise",
-        OPEN: f"is not shown to beat {against} at the highest {top['kind']} noise",
+        HOLDS: f"beats {reference} from {top['kind']} noise {start[RULES[0]]:g} on",
+        FAILS: f"does not beat {reference} even at the highest {top['kind']} noise",
+        OPEN: f"is not shown to beat {reference} at the highest {top['kind']} noise",
     }[top["verdict"]]
     below = group.loc[(group["verdict"] == HOLDS) & (top["verdict"] != HOLDS), "rate"]
     if len(below):
-        finding = f"beats {against} at {', '.join(f'{rate:g}' for rate in below)}, but {finding}"
+        finding = f"beats {reference} at {', '.join(f'{rate:g}' for rate in below)}, but {finding}"
     return f"distilled {finding} (at {rate:g} {_numbers(top)}); epoch chosen {others}"
-
-
-def _against(row: pd.Series) -> str:
-    return "the full noisy set" if row["reference"] == "full" else row["reference"]
 
 
 def _numbers(row: pd.Series) -> str:
@@ -256,16 +247,16 @@ def readable(verdicts: pd.DataFrame) -> list[pd.DataFrame]:
     crossovers."""
     key = ["dataset", "method", "noise", "rate"]
     primary = verdicts[verdicts["rule"] == RULES[0]].set_index(key)
-    against = "full noisy set" if set(primary["reference"]) <= {"full"} else "reference"
+    reference = "full noisy set" if set(primary["reference"]) <= {"full"} else "reference"
     neutral = flips(verdicts["kind"]).all()
-    verdict = f"beats the {against}" if neutral else "verdict"
+    verdict = f"beats the {reference}" if neutral else "verdict"
     told = ANSWERS if neutral else {one: one for one in ANSWERS}
     shown = pd.DataFrame(
         {
             f"{verdict} ({RULES[0]})": primary["verdict"].map(told),
             "IPC": primary["ipc"],
             "distilled (%)": primary["distilled"].map("{:.1f}".format),
-            f"{against} (%)": primary["full"].map("{:.1f}".format),
+            f"{reference} (%)": primary["full"].map("{:.1f}".format),
             "difference (points)": primary["difference"].map("{:+.1f}".format),
             "95 % interval": [_bounds(row) for _, row in primary.iterrows()],
             "n": [_units(row).split(",")[0] for _, row in primary.iterrows()],

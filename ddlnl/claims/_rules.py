@@ -49,6 +49,18 @@ def distillers(table: pd.DataFrame) -> list[str]:
     return [method for method in table["method"].unique() if method not in CONTROLS + WHOLE + CLEANED]
 
 
+def require_reference(rows: pd.DataFrame, reference: str) -> None:
+    """Raise `InputError` for a reference that is no control and has no record."""
+    if reference not in CONTROLS and reference not in set(rows["method"]):
+        known = ", ".join(rows["method"].unique())
+        raise InputError(f"The reference {reference!r} is not in the table; it has {known}.")
+
+
+def against(reference: str) -> str:
+    """A reference in words."""
+    return "the full noisy set" if reference == "full" else reference
+
+
 def flips(noises: pd.Series) -> pd.Series:
     """Which of these noises, or kinds of noise, flip a class to one other."""
     return noises.str.match("asymmetric|pairflip")
