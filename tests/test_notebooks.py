@@ -77,6 +77,7 @@ def test_figure_3_shows_the_set_of_every_noise_before_and_after_and_what_its_lab
         assert page.count("DATM, digits, IPC 1, seed 0") == 3
         assert alternative in page
     assert "absorbed, clean labels" in page
+    assert "asymmetric 0.8: students absorbed" in export.summary(out)
     assert "Where the numbers come from" in page
 
 
@@ -127,9 +128,14 @@ def test_figure_3_shows_the_set_of_every_noise_before_and_after_and_what_its_lab
         ),
         pytest.param(
             "longtail",
-            {"rates": [0.0], "ipc": 2, "methods": ["dance"]},
-            {"clean"},
-            ["by imbalance factor, clean labels, IPC 2", "rare classes lose|accuracy of single classes is not"],
+            {"rates": [0.0, 0.2], "ipc": 2, "methods": ["dance"]},
+            {"clean", "symmetric:0.2"},
+            [
+                "by imbalance factor, clean labels, IPC 2",
+                "by imbalance factor, symmetric 0.2 labels, IPC 2",
+                "against the full noisy set imbalance makes rare classes lose",
+                "against random imbalance makes rare classes lose",
+            ],
             id="longtail",
         ),
     ],
