@@ -12,12 +12,14 @@ rule it follows and a verdict: *holds*, *does not hold* or *not enough data*. `s
     C5  `costs`             is training on the small set cheaper, and after how many trainings does distilling pay?
     C6  `privacy`           do students of the small set give away less of who was in the training set?
 
-`versus` compares with any other reference too, such as a control.
+`versus` compares with any other reference too, such as a control; `matching` compares a distilled set with the set that
+it began as.
 """
 
 from ddlnl.claims._absorption import absorbed, rates_of
 from ddlnl.claims._comparison import asymmetric_noise, crossover, natural_noise, symmetric_noise, versus
 from ddlnl.claims._costs import costs
+from ddlnl.claims._matching import matching
 from ddlnl.claims._privacy import privacy
 from ddlnl.claims._rules import FAILS, HOLDS, LEVEL, OPEN, STUDENTS, distillers, interval, select
 from ddlnl.claims._show import MIME, headline, show
@@ -41,6 +43,7 @@ __all__ = [
     "distillers",
     "headline",
     "interval",
+    "matching",
     "natural_noise",
     "privacy",
     "rates_of",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pandas as pd
 from IPython.display import display
 
-from ddlnl.claims import _absorption, _comparison, _costs, _privacy, _shrinking, _tails, _trend
+from ddlnl.claims import _absorption, _comparison, _costs, _matching, _privacy, _shrinking, _tails, _trend
 
 MIME = "application/vnd.ddlnl.claims+json"
 OF_CLAIM = {
@@ -18,6 +18,7 @@ OF_CLAIM = {
     _shrinking.shrinks: (_shrinking.sentences, _shrinking.readable),
     _absorption.absorbed: (_absorption.sentences, _absorption.readable),
     _tails.tails: (_tails.sentences, _tails.readable),
+    _matching.matching: (_matching.sentences, _matching.readable),
     _costs.costs: (_costs.sentences, _costs.readable),
     _privacy.privacy: (_privacy.sentences, _privacy.readable),
 }
