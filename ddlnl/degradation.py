@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ddlnl.claims import distillers, rates_of, select
+from ddlnl.claims import rates_of, select
 from ddlnl.controls import METHODS as CONTROLS
 from ddlnl.errors import InputError
 from ddlnl.figures import (
@@ -69,8 +69,11 @@ def under_noise(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
 
 
 def _order(data: pd.DataFrame) -> list[str]:
-    """The methods as figures list them: sets that were distilled, sets that were chosen, then all images."""
-    return [one for one in (*distillers(data), *CONTROLS, *WHOLE[1:], "full") if one in set(data["method"])]
+    """The methods as figures list them: sets that were distilled, cleaned before or not, sets that were chosen, then
+    all images."""
+    found = list(data["method"].unique())
+    distilled = [one for one in found if one not in CONTROLS + WHOLE]
+    return [one for one in (*distilled, *CONTROLS, *WHOLE[1:], "full") if one in found]
 
 
 def _sizes(data: pd.DataFrame) -> list[int]:

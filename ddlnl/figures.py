@@ -23,7 +23,7 @@ from ddlnl.claims import LEVEL, distillers, select
 from ddlnl.controls import METHODS as CONTROLS
 from ddlnl.errors import InputError
 from ddlnl.evaluation import RULES
-from ddlnl.methods import WHOLE
+from ddlnl.methods import CLEANED, WHOLE
 
 VECTORS = "application/vnd.ddlnl.figure+json"  # of a notebook's output: SVG and PDF in base64
 ABOUT = {"svg": ("Description", "Date"), "pdf": ("Subject", "CreationDate"), "png": ("Description", None)}
@@ -139,7 +139,7 @@ def accuracy(
     """
     if width not in (None, *WIDTHS):
         raise InputError(f"The width {width!r} is unknown; it may be {' or '.join(WIDTHS)}.")
-    data = points(table[~table["method"].isin(WHOLE[1:])], kind)
+    data = points(table[~table["method"].isin(WHOLE[1:] + CLEANED)], kind)
     methods = distillers(data)
     if not methods:
         raise InputError(f"There is nothing to draw: the table holds no distilled set under {kind} noise.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ import pytest
 from scipy import stats
 from synthetic import records
 
-from ddlnl import claims, store
+from ddlnl import claims, rcig_evaluation, store
 from ddlnl.errors import InputError
 
 
@@ -176,6 +178,21 @@ def test_crossovers_are_told_apart_by_the_network_of_the_students():
     }
 
 
+def test_the_network_of_rcigs_students_is_told_from_their_protocol():
+    table = records(methods=("rcig",), ipcs=(10,))
+    table["settings"] = [{"student": dataclasses.asdict(rcig_evaluation.Protocol(depth=3, width=128))}] * len(table)
+    assert set(claims.symmetric_noise(table)["network"]) == {"convnet, depth 3, width 128, no norm"}
+
+
+def test_a_set_that_was_cleaned_first_is_no_distilled_set_but_can_be_the_reference():
+    table = records(ipcs=(10,))
+    table = pd.concat([table, table[table["method"] == "dance"].assign(method="cleaned_dance")])
+    assert set(claims.symmetric_noise(table)["method"]) == {"dance"}
+    found = claims.versus(table, reference="cleaned_dance")
+    assert (found["method"] == "dance").all()
+    assert found["difference"].abs().max() == 0
+
+
 def test_a_control_can_take_the_place_of_the_full_set_at_the_same_ipc():
     table = records(ipcs=(1, 50), spread=0.004)
     verdicts = claims.versus(table, reference="predicted")
@@ -235,11 +252,47 @@ def test_mixed_profiles_and_repeated_cells_are_refused():
 
 def test_the_headline_names_where_the_claim_starts_and_the_gain_at_the_highest_rate():
     line = claims.headline(claims.symmetric_noise(records(ipcs=(50,))))
-    assert line.startswith("digits, dance, IPC 50: distilled beats the full noisy set from symmetric noise 0.2 on (+30")
+    start = "digits, dance: distilled beats the full noisy set from symmetric noise 0.2 on (at 0.8 IPC 50: +30"
+    assert line.startswith(start)
     assert "n = 3 seeds" in line
+    assert "tried" not in line
     assert "is not shown to beat" in claims.headline(claims.symmetric_noise(records(seeds=1, students=1)))
     assert "does not beat" in claims.headline(claims.symmetric_noise(records(ipcs=(1,), rates=(0.2,))))
     assert claims.headline(claims.symmetric_noise(records().query("method == 'full'"))).startswith("No distilled set")
+
+
+def test_the_headline_names_the_ipc_of_its_number_and_apart_from_it_those_that_were_tried():
+    verdicts = claims.symmetric_noise(records(ipcs=(1, 10, 50)))
+    top = verdicts.query("rule == 'last' and rate == 0.8").iloc[0]
+    line = claims.headline(verdicts)
+    assert f"at 0.8 IPC {top['ipc']}: {top['difference']:+.1f} points" in line
+    assert line.count("1, 10, 50") == line.count("tried: IPC 1, 10, 50") == 1
+
+
+def asymmetric(**given: object) -> pd.DataFrame:
+    """Records as under symmetric noise, but of flips to one other class."""
+    table = records(**given)
+    return table.assign(noise=table["noise"].str.replace("symmetric", "asymmetric"))
+
+
+@pytest.mark.parametrize(
+    ("given", "answer"),
+    [
+        ({"ipcs": (50,)}, "yes"),
+        ({"ipcs": (1,), "rates": (0.0, 0.2)}, "no"),
+        ({"seeds": 1, "students": 1}, "not enough data"),
+    ],
+)
+def test_under_flips_to_one_class_the_page_answers_whether_the_set_wins_and_gives_no_badge(given, answer, monkeypatch):
+    bundle = {}
+    monkeypatch.setattr(claims._show, "display", lambda data, raw: bundle.update(data))
+    claims.show(claims.asymmetric_noise(asymmetric(**given)))
+    (one,) = bundle[claims.MIME]["sentences"]
+    assert one["verdict"] is None
+    assert re.match(rf"digits, dance: beats the full noisy set under asymmetric 0.[24] noise: {answer} \(", one["text"])
+    assert "<th>beats the full noisy set (last)</th>" in bundle["text/html"]
+    assert f"<td>{answer}</td>" in bundle["text/html"]
+    assert not re.search("<td>(holds|does not hold)</td>", bundle["text/html"])
 
 
 def test_shown_verdicts_are_stored_in_the_notebook_as_strict_json(monkeypatch):

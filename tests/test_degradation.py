@@ -62,13 +62,17 @@ def test_a_dot_for_every_method_and_rate_is_at_the_mean_over_seeds():
     assert [label.get_text() for label in ax.get_yticklabels()][-1] == "full noisy set"
 
 
-def test_methods_that_learn_with_noise_stand_beside_the_full_set_and_are_no_distilled_sets():
+def test_methods_that_learn_with_noise_or_clean_first_stand_beside_the_others_and_are_no_distilled_sets():
     table = records(ipcs=(50,))
-    table = pd.concat([table, table.query("method == 'full'").assign(method="gce")])
+    cleaned = table.query("method == 'dance'").assign(method="cleaned_dance")
+    table = pd.concat([table, table.query("method == 'full'").assign(method="gce"), cleaned])
     (ax,) = degradation.under_noise(table).axes
-    assert [label.get_text() for label in ax.get_yticklabels()][-2:] == ["GCE, all images", "full noisy set"]
+    rows = [label.get_text() for label in ax.get_yticklabels()]
+    assert rows[:2] == [figures.name("cleaned_dance"), "DANCE"]
+    assert rows[-2:] == ["GCE, all images", "full noisy set"]
     words = " ".join(text.get_text() for text in figures.accuracy(table).findobj(Text))
     assert "GCE" not in words
+    assert rows[0] not in words
 
 
 def test_every_class_has_its_accuracy_in_the_panel_of_its_imbalance():

@@ -110,8 +110,10 @@ def test_where_a_widget_was_the_page_says_that_it_needs_the_notebook(folder):
     assert "VBox" not in page.get_text()
 
 
-def test_a_measurement_that_has_no_verdict_is_told_without_one(tmp_path):
-    output = new_output("display_data", data={claims.MIME: {"headline": "Twice as fast."}, "text/plain": ""})
+@pytest.mark.parametrize("sentences", [{}, {"sentences": [{"verdict": None, "text": "Twice as fast."}]}])
+def test_a_measurement_that_has_no_verdict_is_told_without_one(tmp_path, sentences):
+    told = {"headline": "Twice as fast."} | sentences
+    output = new_output("display_data", data={claims.MIME: told, "text/plain": ""})
     cells = [new_markdown_cell("# Speed"), new_code_cell("bench()", outputs=[output])]
     nbformat.write(new_notebook(cells=cells), tmp_path / "speed.ipynb")
     page = BeautifulSoup(gallery._index([gallery._page(tmp_path, "speed")]), "html.parser")

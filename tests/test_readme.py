@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ddlnl import claims, cleaning, gains, store
+from ddlnl import claims, cleaning, store
 from ddlnl.methods import CONTROLS, DISTILLERS
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +87,7 @@ def test_the_losses_to_noise_of_the_readme_are_those_of_its_records():
 
 
 def test_what_the_readme_says_that_distilling_adds_is_in_its_records():
-    found = gains.matching(TABLE).query("ipc == 10").set_index(["method", "rate"])
+    found = claims.matching(TABLE).query("ipc == 10").set_index(["method", "rate"])
 
     def start(method):
         return f"{found.loc[(method, 0), 'initial'] - found.loc[(method, 0.4), 'initial']:.1f}"

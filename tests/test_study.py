@@ -117,7 +117,7 @@ def test_cells_that_clean_first_share_one_cleaning_and_train_on_what_it_leaves(a
     for column in ("realised_rate", "noise_hash", "data_hash"):
         assert table[column].nunique() == 1
     assert len({row["cleaning"] for row in table["parents"][2:]}) == 1
-    assert claims.distillers(table) == ["dance", "cleaned_dance"]
+    assert claims.distillers(table) == ["dance"]
     assert study.distilled(grid[4], tmp_path / "store").images.shape[0] == 6
 
 

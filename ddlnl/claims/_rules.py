@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from ddlnl.errors import InputError
-from ddlnl.methods import CONTROLS, WHOLE
+from ddlnl.methods import CLEANED, CONTROLS, WHOLE
 
 LEVEL = 0.95
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not enough data"
@@ -44,8 +44,34 @@ def select(table: pd.DataFrame, kind: str = "symmetric", imbalance: str | None =
 
 
 def distillers(table: pd.DataFrame) -> list[str]:
-    """The methods of a table that distil: no control and nothing that trains on all images; in order of appearance."""
-    return [method for method in table["method"].unique() if method not in CONTROLS + WHOLE]
+    """The methods that distil the noisy set; no control and none that trains on all images or cleans them first; in
+    order of appearance."""
+    return [method for method in table["method"].unique() if method not in CONTROLS + WHOLE + CLEANED]
+
+
+def require_reference(rows: pd.DataFrame, reference: str) -> None:
+    """Raise `InputError` for a reference that is no control and has no record."""
+    if reference not in CONTROLS and reference not in set(rows["method"]):
+        known = ", ".join(rows["method"].unique())
+        raise InputError(f"The reference {reference!r} is not in the table; it has {known}.")
+
+
+def against(reference: str) -> str:
+    """A reference in words."""
+    return "the full noisy set" if reference == "full" else reference
+
+
+def flips(noises: pd.Series) -> pd.Series:
+    """Which of these noises, or kinds of noise, flip a class to one other."""
+    return noises.str.match("asymmetric|pairflip")
+
+
+def headline_rate(rows: pd.DataFrame) -> float:
+    """The rate that a headline is about: the highest. For noise that flips a class to one other it is the highest below
+    0.5, if there is any: beyond it most labels of a flipped class are wrong, and whoever follows the labels must
+    fall."""
+    fewer = rows.loc[flips(rows["noise"]) & (rows["rate"] < 0.5), "rate"]
+    return (fewer if len(fewer) else rows["rate"]).max()
 
 
 def interval(a: np.ndarray, b: np.ndarray, spread: float, test: Callable, level: float) -> tuple[float, float]:
@@ -91,8 +117,10 @@ def decide(low: float, high: float, threshold: float = 0.0) -> str:
 
 def network_of(settings: object) -> str:
     """The network that students of a record were, as `family, depth, width, norm`; "unknown" where it is not told."""
-    protocol = settings.get("student") or settings.get("full") if isinstance(settings, dict) else None
-    shape = (protocol or {}).get("architecture")
+    protocol = (settings.get("student") or settings.get("full") or {}) if isinstance(settings, dict) else {}
+    shape = protocol.get("architecture")
+    if shape is None and {"depth", "width"} <= protocol.keys():  # RCIG's own ConvNet
+        return f"convnet, depth {protocol['depth']}, width {protocol['width']}, no norm"
     if not shape:
         return "unknown"
     if shape["family"] == "resnet18":

@@ -9,14 +9,16 @@ from collections.abc import Callable
 import pandas as pd
 from IPython.display import display
 
-from ddlnl.claims import _absorption, _comparison, _costs, _privacy, _tails
+from ddlnl.claims import _absorption, _comparison, _costs, _matching, _privacy, _shrinking, _tails, _trend
 
 MIME = "application/vnd.ddlnl.claims+json"
 OF_CLAIM = {
     _comparison.versus: (_comparison.sentences, _comparison.readable),
-    _comparison.trend: (_comparison.sentences_of_trend, _comparison.readable_trend),
+    _trend.trend: (_trend.sentences, _trend.readable),
+    _shrinking.shrinks: (_shrinking.sentences, _shrinking.readable),
     _absorption.absorbed: (_absorption.sentences, _absorption.readable),
     _tails.tails: (_tails.sentences, _tails.readable),
+    _matching.matching: (_matching.sentences, _matching.readable),
     _costs.costs: (_costs.sentences, _costs.readable),
     _privacy.privacy: (_privacy.sentences, _privacy.readable),
 }
@@ -30,7 +32,8 @@ def headline(verdicts: pd.DataFrame, claim: Callable = _comparison.versus) -> st
 def show(verdicts: pd.DataFrame, claim: Callable = _comparison.versus) -> None:
     """Display the verdicts of a claim and its rule, and store them in the notebook.
 
-    claim: the function that made them; `symmetric_noise`, `asymmetric_noise` and `natural_noise` are `versus`.
+    claim: the function that made them; `symmetric_noise`, `asymmetric_noise` and `natural_noise` are `versus`. A
+    sentence that answers a question without deciding a claim has the verdict None.
     """
     say, tabulate = OF_CLAIM[claim]
     found, line = say(verdicts), headline(verdicts, claim)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 from synthetic import record
 
-from ddlnl import gains
+from ddlnl import claims
 from ddlnl.claims import FAILS, HOLDS, OPEN, STUDENTS
 from ddlnl.errors import InputError
 
@@ -24,7 +26,7 @@ def cell(before, after, seed: int = 0, evaluate_at=(0.0, 1.0), method="datm", ra
 
 
 def only(*cells: dict) -> pd.Series:
-    found = gains.matching(pd.DataFrame(cells))
+    found = claims.matching(pd.DataFrame(cells))
     assert len(found) == 1
     return found.iloc[0]
 
@@ -74,27 +76,39 @@ def test_cells_that_were_not_evaluated_before_the_first_update_are_left_out():
     ]
     others.append(cell([40, 41], [60, 61], method="dance", ipc=50))
     others[-1]["curves"][0] = None  # its students diverged
+    others.append(cell([40, 41], [60, 61], method="dance", ipc=20))
+    others[-1]["curves"][-1] = None
     assert only(started, *others)["method"] == "datm"
     for other in others:
-        assert gains.matching(pd.DataFrame([other])).empty
+        assert claims.matching(pd.DataFrame([other])).empty
 
 
 def test_every_method_ipc_and_rate_is_a_row_and_the_same_cell_twice_is_refused():
     cells = [cell([40, 41], [60, 61], ipc=ipc, rate=rate) for ipc in (1, 10) for rate in (0.0, 0.4)]
-    found = gains.matching(pd.DataFrame(cells))
+    found = claims.matching(pd.DataFrame(cells))
     assert list(zip(found["ipc"], found["rate"], strict=True)) == [(1, 0.0), (1, 0.4), (10, 0.0), (10, 0.4)]
-    assert list(found.columns) == list(gains.COLUMNS)
+    assert {"initial", "final", "gain", "low", "high", "n", "unit", "verdict"} <= set(found.columns)
     with pytest.raises(InputError, match="two records of the cell"):
-        gains.matching(pd.DataFrame([*cells, cells[0]]))
+        claims.matching(pd.DataFrame([*cells, cells[0]]))
 
 
-def test_what_is_shown_has_the_rule_the_numbers_and_their_signs(monkeypatch):
-    shown = []
-    monkeypatch.setattr(gains, "display", lambda data, raw=False: shown.append(data))
-    gains.show(gains.matching(pd.DataFrame([cell([60, 61], [40, 41]), cell([40], [60], rate=0.8)])))
+def test_what_is_shown_has_the_rule_the_numbers_and_their_signs_and_verdicts_for_the_gallery(monkeypatch):
+    shown = {}
+    monkeypatch.setattr(claims._show, "display", lambda data, raw: shown.update(data))
+    table = pd.DataFrame([cell([60, 61], [40, 41]), cell([40], [60], rate=0.8)])
+    claims.show(claims.matching(table), claims.matching)
     for fact in ("<td>60.5</td>", "<td>-20.0</td>", "<td>+20.0</td>", "<td>0.8</td>", "<td>2 students</td>"):
-        assert fact in shown[0]["text/html"]
-    assert "Welch t interval" in shown[0]["text/html"]
-    assert "unknown" in shown[0]["text/html"]
-    gains.show(gains.matching(pd.DataFrame([cell([40], [60], method="random")])))
-    assert "No distilled set here" in shown[1]
+        assert fact in shown["text/html"]
+    assert "Welch t interval" in shown["text/html"]
+    assert "unknown" in shown["text/html"]
+    stored = json.loads(json.dumps(shown[claims.MIME], allow_nan=False))
+    assert [row["verdict"] for row in stored["verdicts"]] == [FAILS, OPEN]
+    (told,) = stored["sentences"]
+    assert told["verdict"] == OPEN
+    assert told["text"].startswith("digits, datm, IPC 10, noise rate 0.8: students of the set that it began as reach")
+    assert "those of the distilled one 60.0 %: +20.0 points, 95 % interval unknown" in told["text"]
+
+
+def test_where_no_set_was_evaluated_before_its_first_update_the_headline_says_so():
+    found = claims.matching(pd.DataFrame([cell([40], [60], method="random")]))
+    assert claims.headline(found, claims.matching).startswith("No distilled set here was also evaluated")
