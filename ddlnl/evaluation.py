@@ -93,6 +93,7 @@ def train_students(
     Args:
         images, targets: (N, C, H, W) preprocessed and (N, K): probabilities, or free numbers for a protocol of RCIG.
         exams: "test" and perhaps "validation", each preprocessed images (T, C, H, W) and labels (T,).
+        progress: where a training resumes from; its seconds are those of training, tests are in its `aside`.
         objective: what classifiers minimise, None for the cross-entropy; a protocol of RCIG has its own.
     """
     if isinstance(protocol, rcig_evaluation.Protocol):
@@ -114,7 +115,7 @@ def _train_classifiers(
     points = protocol.tested_epochs(recipe.epochs)
     starts = [start for seed in seeds for start in (seed, derive(seed, "peer"))[: objective.peers]]
     stack = _fresh(images, targets, protocol, starts)
-    marks = Marks(exams, len(seeds), points, targets.shape[1])
+    marks = Marks(exams, len(seeds), points, targets.shape[1], progress)
 
     def test(epoch: int) -> None:
         if epoch in points:

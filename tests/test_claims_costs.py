@@ -17,7 +17,7 @@ from ddlnl.errors import InputError
 
 def timed(train: float, full: float = 8.0, seeds: int = 3, spread: float = 0.05) -> pd.DataFrame:
     """Records with two checkpoints and five students: 6 s of experts, 3 s to distil, so many seconds per training."""
-    table = records(rates=(0.4,), ipcs=(10,), seeds=seeds).query("method in ('dance', 'full')").copy()
+    table = records(rates=(0.4,), ipcs=(10,), seeds=seeds).query("method in ('dance', 'full')").reset_index(drop=True)
     source = np.random.default_rng(0)
     whole = table["method"] == "full"
     table["checkpoints"] = [["full"] if one else ["iteration-0", "iteration-60"] for one in whole]
@@ -42,6 +42,21 @@ def test_the_interval_of_the_speedup_is_the_t_interval_of_its_logarithm():
     expected = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
     assert (row.low, row.high) == pytest.approx((math.exp(expected.low), math.exp(expected.high)))
     assert row.n == 3
+
+
+def test_seconds_beside_training_do_not_count_and_records_that_do_not_tell_them_apart_are_left_out():
+    table = timed(train=2.0, spread=1e-4)
+    expected = claims.costs(table)
+    rcig = table["method"] == "dance"
+    table = table.assign(method=np.where(rcig, "rcig", "full"), seconds_beside=np.where(rcig, 5 * 2.5 * 2.0, 40.0))
+    (row,) = claims.costs(table).itertuples()
+    assert (row.method, row.train, row.speedup) == ("rcig", expected["train"].item(), expected["speedup"].item())
+    for before in (
+        table.assign(seconds_beside=table["seconds_beside"].where(rcig)),
+        table.drop(columns="seconds_beside"),
+    ):
+        assert claims.costs(before).empty
+        assert claims.headline(claims.costs(before), claims.costs).startswith("The records do not tell")
 
 
 def test_training_that_saves_nothing_never_pays():
