@@ -73,6 +73,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def check_device_elsewhere(name: str) -> None:
+    """Raise `InputError` for what no machine takes as a device; which of the others it has, it must see itself."""
+    try:
+        known = name == "auto" or torch.device(name).type != "meta"  # which holds no numbers
+    except RuntimeError:
+        known = False
+    if not known:
+        raise InputError(f"The device {name!r} is unknown; allowed are auto, cpu, cuda and cuda:<number>.")
+
+
 def on_device(image_set: ImageSet, preprocessing: Preprocessing, device: torch.device) -> Tensor:
     """All images of a set, preprocessed, as one (N, C, H, W) float32 tensor on the device."""
     parts = torch.from_numpy(image_set.images).split(10_000)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from IPython import get_ipython
 
-from ddlnl import datasets, evaluation, methods
-from ddlnl.engines import ENGINES
+from ddlnl import datasets, methods
+from ddlnl.engines import ENGINES, check_device
 from ddlnl.errors import InputError, nearest
 from ddlnl.profiles import PROFILES
 
@@ -68,7 +68,7 @@ def check(namespace: Mapping[str, object], *more: str, only: Sequence[str] = OF_
         if getattr(given, name) is not None:
             _text(name, getattr(given, name))
     methods.check(given.engine, ENGINES, "engine")
-    evaluation.choose_device(given.device)
+    check_device(given.device, given.engine)
     return replace(
         given,
         dataset=_dataset(profile.dataset if given.dataset is None else given.dataset),
