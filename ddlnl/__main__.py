@@ -169,7 +169,8 @@ def _describe(data: datasets.Dataset) -> None:
 def _add_denoise(commands: argparse._SubParsersAction) -> None:
     purpose = "distil images with noisy labels, and list the labels that are likely wrong"
     command = commands.add_parser("denoise", help=purpose, description=purpose)
-    command.add_argument("data", metavar="DATA", help="a folder of pictures, <class>/<picture>, or an .npz archive")
+    told = f"a folder of pictures, <class>/<picture>, an .npz archive, or {', '.join(datasets.NAMES)}"
+    command.add_argument("data", metavar="DATA", help=told)
     command.add_argument("folder", metavar="OUT_DIR", help="where the distilled set and the tables go")
     command.add_argument("--method", default="dance", help="distiller (default: %(default)s)")
     command.add_argument("--ipc", type=int, default=10, help="distilled images per class (default: %(default)s)")
@@ -177,12 +178,13 @@ def _add_denoise(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--seed", type=int, default=0, help="of every random draw (default: %(default)s)")
     command.add_argument("--size", type=int, help="side in pixels that pictures are brought to (default: 32 or 64)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: %(default)s)")
+    command.add_argument("--data-dir", metavar="D", help="where archives are (default: $DDLNL_DATA, else user's cache)")
     command.set_defaults(run=_denoise)
 
 
 def _denoise(options: argparse.Namespace) -> None:
-    chosen = {name: getattr(options, name) for name in ("method", "ipc", "profile", "seed", "size", "device")}
-    report = denoise(options.data, **chosen)
+    names = ("method", "ipc", "profile", "seed", "device", "size", "data_dir")
+    report = denoise(options.data, **{name: getattr(options, name) for name in names})
     paths = report.save(options.folder)
     print(*report.summary(), f"Wrote {', '.join(map(str, paths))}.", sep="\n")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddlnl import engines, evaluation, study
+from ddlnl import engines, study
 from ddlnl.cells import Cell
 from ddlnl.methods import WHOLE
 from ddlnl.store import Store
@@ -30,7 +30,7 @@ def run(
     archive or the store was exchanged meanwhile.
     """
     study.check_workers(workers)
-    evaluation.choose_device(device)
+    engines.check_device(device, engine)
     missing = [cell for cell, key in keys.items() if store.record(kind, key) is None]
     for cell in missing:
         study.finished(cell, store.root, data_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,22 +30,34 @@ class Curves:
 class Marks:
     """The curves while they grow, as tensors that can be kept and put back.
 
-    exams: "test" and perhaps "validation", each preprocessed images (T, C, H, W) and labels (T,).
+    exams: "test" and perhaps "validation", each preprocessed images (T, C, H, W) and labels (T,). progress: that of the
+    training, whose clock stands still during tests: small sets are tested at other points than whole ones.
     """
 
-    def __init__(self, exams: dict[str, tuple[Tensor, Tensor]], students: int, points: list[int], classes: int) -> None:
-        self.exams, self.points, self.classes = exams, points, classes
+    def __init__(
+        self,
+        exams: dict[str, tuple[Tensor, Tensor]],
+        students: int,
+        points: list[int],
+        classes: int,
+        progress: Progress | None = None,
+    ) -> None:
+        self.exams, self.points, self.classes, self.progress = exams, points, classes, progress
         self.accuracies = {exam: torch.zeros(students, len(points), dtype=torch.float64) for exam in exams}
         self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
 
     def enter(self, point: int, predict: Callable[[Tensor], Tensor]) -> None:
-        """Mark what the students `predict` at a test point: images (T, C, H, W) to (S, T) classes."""
-        for exam, (images, labels) in self.exams.items():
-            predicted = predict(images)
-            self.accuracies[exam][:, self.points.index(point)] = (predicted == labels).double().mean(1).cpu()
-            if exam == "test" and point == self.points[-1]:
-                pairs = (labels * self.classes + predicted).flatten().cpu()
-                self.confusion.copy_(torch.bincount(pairs, minlength=self.classes**2).view_as(self.confusion))
+        """Mark what the students `predict` at a test point: images (T, C, H, W) to (S, T) classes.
+
+        A GPU must have finished training: what it still does is counted as testing.
+        """
+        with self.progress.paused() if self.progress else contextlib.nullcontext():
+            for exam, (images, labels) in self.exams.items():
+                predicted = predict(images)
+                self.accuracies[exam][:, self.points.index(point)] = (predicted == labels).double().mean(1).cpu()
+                if exam == "test" and point == self.points[-1]:
+                    pairs = (labels * self.classes + predicted).flatten().cpu()
+                    self.confusion.copy_(torch.bincount(pairs, minlength=self.classes**2).view_as(self.confusion))
 
     def tensors(self) -> dict[str, Tensor]:
         """All that is known so far; copying into these tensors goes on from there."""

@@ -134,10 +134,9 @@ def halves(observed: np.ndarray, seed: int) -> list[np.ndarray]:
 
 def judge(small: DistilledSet, images: ImageSet, task: Task) -> np.ndarray:
     """(M, N, K) float32 logits of the profile's M fresh students of a small set on images that it was not made from."""
-    inputs, targets = (tensor.to(task.device) for tensor in small.training_set())
+    training_set = (tensor.to(task.device) for tensor in small.training_set())
     seeds = evaluation.student_seeds(task.seed, task.profile.students)
-    students = training.initialise(lambda: task.network(small.protocol.architecture), seeds, task.device)
-    training.train(students, inputs, targets, small.protocol.recipe_for(len(inputs)), seeds)
+    students = evaluation.trained(*training_set, small.protocol, seeds)
     inputs = evaluation.on_device(images, small.preprocessing, task.device)
     return training.predict(students, inputs).cpu().numpy()
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ddlnl import slurm
+from ddlnl import evaluation, slurm
 from ddlnl.cell_run import run_cell
 from ddlnl.cells import Cell
 from ddlnl.errors import InputError
@@ -57,6 +57,18 @@ def run(
         for cell in _rounds(cells, partial(start, compute=compute, workers=workers)):
             bar.set_postfix_str(str(cell))
             bar.update()
+
+
+def check_device(device: str, engine: str) -> None:
+    """Raise `InputError` for a device on which an engine cannot compute.
+
+    The machine that submits jobs to a cluster need not have the devices of its nodes: of those the spelling alone is
+    checked, and every job checks its own.
+    """
+    if engine == "slurm":
+        evaluation.check_device_elsewhere(device)
+    else:
+        evaluation.choose_device(device)
 
 
 def _rounds(cells: list[Cell], start: Callable[[list[Cell]], Iterator[Cell]]) -> Iterator[Cell]:

@@ -73,6 +73,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def check_device_elsewhere(name: str) -> None:
+    """Raise `InputError` for what no machine takes as a device; which of the others it has, it must see itself."""
+    try:
+        known = name == "auto" or torch.device(name).type != "meta"  # which holds no numbers
+    except RuntimeError:
+        known = False
+    if not known:
+        raise InputError(f"The device {name!r} is unknown; allowed are auto, cpu, cuda and cuda:<number>.")
+
+
 def on_device(image_set: ImageSet, preprocessing: Preprocessing, device: torch.device) -> Tensor:
     """All images of a set, preprocessed, as one (N, C, H, W) float32 tensor on the device."""
     parts = torch.from_numpy(image_set.images).split(10_000)
@@ -93,6 +103,7 @@ def train_students(
     Args:
         images, targets: (N, C, H, W) preprocessed and (N, K): probabilities, or free numbers for a protocol of RCIG.
         exams: "test" and perhaps "validation", each preprocessed images (T, C, H, W) and labels (T,).
+        progress: where a training resumes from; its seconds are those of training, tests are in its `aside`.
         objective: what classifiers minimise, None for the cross-entropy; a protocol of RCIG has its own.
     """
     if isinstance(protocol, rcig_evaluation.Protocol):
@@ -114,7 +125,7 @@ def _train_classifiers(
     points = protocol.tested_epochs(recipe.epochs)
     starts = [start for seed in seeds for start in (seed, derive(seed, "peer"))[: objective.peers]]
     stack = _fresh(images, targets, protocol, starts)
-    marks = Marks(exams, len(seeds), points, targets.shape[1])
+    marks = Marks(exams, len(seeds), points, targets.shape[1], progress)
 
     def test(epoch: int) -> None:
         if epoch in points:

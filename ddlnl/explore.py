@@ -23,7 +23,7 @@ NOTHING = "The store has no distilled set yet; run another notebook first, for e
 @dataclass(frozen=True)
 class Choice:
     """What to look at: `method` beside the method `beside`, of the same profile, dataset, noise and imbalance; `ipc`
-    is that of both, where they have one. Of several seeds the first is shown."""
+    is that of both, where they have one. Of several seeds that both have the first is shown."""
 
     profile: str
     dataset: str
@@ -62,17 +62,21 @@ def view(table: pd.DataFrame, choice: Choice, store_dir: str | Path | None = Non
 
 
 def _cells(table: pd.DataFrame, choice: Choice) -> pd.DataFrame | str:
-    """The records of a choice, a row per method; or the sentence that says which is missing."""
-    rows = []
+    """The records of a choice, a row per method, of the first seed that all have; or the sentence that says which is
+    missing."""
+    condition = f"{choice.profile}, {choice.dataset}, {choice.noise}, imbalance {choice.imbalance}"
+    found = []
     for method in dict.fromkeys((choice.method, choice.beside)):
         place = {one.name: getattr(choice, one.name) for one in fields(Choice)[:4]} | {"method": method}
         place |= {"ipc": 0 if method in WHOLE else choice.ipc}
-        here = table[(table[list(place)] == list(place.values())).all(axis=1)].sort_values("seed")
-        if here.empty:
-            words = [f"IPC {choice.ipc}", choice.profile, choice.dataset, choice.noise, f"imbalance {choice.imbalance}"]
-            return f"There is no record of {figures.name(method)} for {', '.join(words)}."
-        rows.append(here.iloc[0])
-    return pd.DataFrame(rows)
+        found.append(table[(table[list(place)] == list(place.values())).all(axis=1)])
+        if found[-1].empty:
+            return f"There is no record of {figures.name(method)} for IPC {choice.ipc}, {condition}."
+    seeds = set.intersection(*(set(here["seed"]) for here in found))
+    if not seeds:
+        names = f"{figures.name(choice.method)} and {figures.name(choice.beside)}"
+        return f"No seed has records of both {names} for IPC {choice.ipc}, {condition}."
+    return pd.concat([here[here["seed"] == min(seeds)].head(1) for here in found])
 
 
 def _drawn(rows: pd.DataFrame, store_dir: str | Path | None) -> Figure:

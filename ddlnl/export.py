@@ -18,18 +18,30 @@ from ddlnl.figures import VECTORS
 from ddlnl.files import replacing
 from ddlnl.store import Store
 
+HASHES = ("data", "preprocessing", "noise")
+OF_RECORDS = ("profile", "versions", "device", "threads", "seconds", "peak_memory_mib", "finished", "key")
+OF_RECORDS += tuple(f"{kind}_hash" for kind in HASHES)
 
-def provenance(table: pd.DataFrame, store_dir: str | Path | None = None) -> Markdown:
-    """Where the numbers of a table come from: versions, hashes, devices, time, dates and the store."""
-    if table.empty:
+
+def provenance(tables: pd.DataFrame | Sequence[pd.DataFrame], store_dir: str | Path | None = None) -> Markdown:
+    """Where the numbers of a notebook come from: versions, hashes, devices, time, dates and the store.
+
+    tables: the records of cells (`store.table`, `study.run`), or a list of them and of what was computed from them
+    (`membership.run`, `transfer.run`). Several rows of one record, which have the same `key`, count once.
+    """
+    tables = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
+    tables = [one.drop_duplicates("key") for one in tables if len(one)]
+    if not tables:
         return Markdown(f"* **Records:** none\n* **Store:** `{Store(store_dir).root}`")
+    table = pd.concat([one[[*OF_RECORDS]] for one in tables])
+    later = "".join(f" and {len(one)} records computed from them" for one in tables[1:])
     versions = {f"{name} {version}" for row in table["versions"] for name, version in row.items()}
-    hashes = {kind: sorted(table[f"{kind}_hash"].unique()) for kind in ("data", "preprocessing", "noise")}
+    hashes = {kind: sorted(table[f"{kind}_hash"].unique()) for kind in HASHES}
     machines = table.groupby(["device", "threads"]).groups
     hours, rest = divmod(round(table["seconds"].sum()), 3600)
     time = f"{hours} h {rest // 60} min {rest % 60} s, experts counted in every cell that uses them"
     facts = {
-        "Records": f"{len(table)} cells, profile {', '.join(table['profile'].unique())}",
+        "Records": f"{len(tables[0])} cells{later}, profile {', '.join(table['profile'].unique())}",
         "Versions": ", ".join(sorted(versions)),
         "Device": ", ".join(f"{device} (threads: {threads})" for device, threads in machines),
         "Time": time,

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor
 
-from ddlnl import afterwards, cells, evaluation, measure, noise, privacy, records, study, training
+from ddlnl import afterwards, cells, claims, evaluation, measure, noise, privacy, records, study, training
 from ddlnl.cells import Cell, Data
 from ddlnl.datasets import ImageSet
 from ddlnl.distilled import DistilledSet
@@ -34,6 +35,7 @@ METHODS = (*DISTILLERS, *CONTROLS)
 LOSS, NEARNESS = "loss of a student", "nearest released image"
 OF_CELL = ("dataset", "noise", "imbalance", "method", "ipc", "seed", "profile")
 OF_CELL += ("data_hash", "noise_hash", "preprocessing_hash")
+CIRCUMSTANCES = ("versions", "device", "threads", "seconds", "peak_memory_mib", "finished", "key")
 
 
 def run(
@@ -48,14 +50,16 @@ def run(
     """What each attack reaches on the finished cells of `METHODS`; other cells are left out.
 
     One row per cell and `attack`, `LOSS` or `NEARNESS`: `auc` with `auc_low` and `auc_high`; for each rate r of
-    `privacy.RATES` `tpr_<r>`, `tpr_<r>_low` and `tpr_<r>_high`, None where fewer than 1 / r others are there; and how
-    many `members` and `others`. Nothing is released by a cell of all images, and RCIG's students regress on free
-    labels, so that each of these has one attack only. Raises `InputError` before any work where a cell has not finished
-    or its set is missing.
+    `privacy.RATES` `tpr_<r>`, `tpr_<r>_low` and `tpr_<r>_high`, None where fewer than 1 / r others are there; how many
+    `members` and `others`; and, of the record that holds all attacks on a cell, `CIRCUMSTANCES`. Nothing is released by
+    a cell of all images, and RCIG's students regress on free labels, so that each of these has one attack only. Raises
+    `InputError` before any work where a cell has not finished or its set is missing.
     """
     keys = {cell: attack_key(cell, data_dir) for cell in dict.fromkeys(grid) if cell.method in METHODS}
     found = afterwards.run(KIND, keys, run_cell, Store(store_dir), data_dir, device, workers, engine, progress)
-    rows = [{name: one[name] for name in OF_CELL} | attack for one in found for attack in one["attacks"]]
+    rows = [
+        {name: one[name] for name in OF_CELL + CIRCUMSTANCES} | attack for one in found for attack in one["attacks"]
+    ]
     return pd.DataFrame(rows)
 
 
@@ -140,15 +144,40 @@ def _with_bounds(name: str, value: float | None, bounds: tuple) -> dict[str, flo
 
 
 def readable(found: pd.DataFrame) -> str:
-    """What `run` returned as an HTML table: a row per condition and attack, averaged over seeds; AUC with the widest
-    bootstrap interval of a seed, the shares of members that were found in per cent."""
-    keys = ["dataset", "noise", "method", "ipc", "attack"]
+    """What `run` returned as HTML: a table with a row per condition and attack, averaged over seeds, and a folded one
+    of every seed where there are several.
+
+    An interval is the t interval over seeds, and that of the bootstrap over images where there is one seed.
+    """
+    of_condition = ["dataset", "noise", "method", "ipc", "attack"]
+    means, folded = _told_by(found, of_condition), ""
+    if means["seeds"].max() > 1:
+        each = _told_by(found, [*of_condition, "seed"]).drop(columns="seeds")
+        folded = f"<details><summary>Every seed, with bootstrap intervals</summary>{_html(each)}</details>"
+    return _html(means) + folded
+
+
+def _html(table: pd.DataFrame) -> str:
+    return table.to_html(index=False, border=0)
+
+
+def _told_by(found: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """A row per group: AUC and the shares of members found, with intervals, as text."""
     rows = []
     for key, group in found.groupby(keys, sort=False):
-        low, high = group["auc_low"].min(), group["auc_high"].max()
-        row = dict(zip(keys, key, strict=True)) | {"AUC": f"{group['auc'].mean():.3f} [{low:.3f}, {high:.3f}]"}
+        row = dict(zip(keys, key, strict=True)) | {"AUC": _with_interval(group, "auc", ".3f")}
         for rate in privacy.RATES:
-            share = pd.to_numeric(group[f"tpr_{rate:g}"]).mean()
-            row[f"found at {rate:.1%} false alarms"] = "too few others" if np.isnan(share) else f"{share:.1%}"
+            row[f"found at {rate:.1%} false alarms"] = _with_interval(group, f"tpr_{rate:g}", ".1%")
         rows.append(row | {name: group[name].min() for name in ("members", "others")} | {"seeds": len(group)})
-    return pd.DataFrame(rows).to_html(index=False, border=0)
+    return pd.DataFrame(rows)
+
+
+def _with_interval(group: pd.DataFrame, name: str, form: str) -> str:
+    values, low, high = (pd.to_numeric(group[f"{name}{end}"]).to_numpy(float) for end in ("", "_low", "_high"))
+    if np.isnan(values).any():
+        return "too few others"
+    bounds = low[0], high[0]
+    if len(values) > 1:
+        bounds = claims.interval(values, np.zeros(len(values)), np.ptp(values), stats.ttest_rel, claims.LEVEL)
+    told = "unknown" if np.isnan(bounds[0]) else f"{bounds[0]:{form}}, {bounds[1]:{form}}"
+    return f"{values.mean():{form}} [{told}]"

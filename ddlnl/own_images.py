@@ -62,14 +62,16 @@ def choose(
     count: int | None = None,
     size: int | None = None,
     seed: int = 0,
+    data_dir: str | Path | None = None,
 ) -> OwnImages:
     """What a run is about: the images of `load`, or for None the embedded digits with planted label errors.
 
     spec: a noise as in `noise.corrupt` that the labels get, so that the true ones are known; None leaves them as they
-    are (those of digits get `EXAMPLE`). count: so many of the training images, drawn at random; None takes all. Raises
-    `InputError` where there are fewer, or where the data cannot be used.
+    are (those of digits get `EXAMPLE`). count: so many of the training images, drawn at random; None takes all.
+    data_dir: where the archive of a named dataset is. Raises `InputError` where there are fewer images, or where the
+    data cannot be used.
     """
-    own = load("digits" if data is None else data, size)
+    own = load("digits" if data is None else data, size, data_dir)
     spec = spec or (EXAMPLE if data is None else "clean")
     train, names = noise.corrupt(own.train, spec, seed), own.names
     if count is not None:

@@ -23,10 +23,12 @@ class OwnParameters:
     profile: str = "demo"
     seed: int = 0
     device: str = "auto"
+    data_dir: str | None = None
     out_dir: str = "denoised"
     compare: bool = False
 
 
+OPTIONAL = ("data", "noise", "images", "size", "data_dir")
 _EXPECTED = dict.fromkeys(("ipc", "seed", "size", "images"), (int, "a whole number")) | {
     "compare": (bool, "true or false")
 }
@@ -43,7 +45,7 @@ def check(namespace: Mapping[str, object]) -> OwnParameters:
     given = OwnParameters(**{name: namespace[name] for name in known if name in namespace})
     for name, value in asdict(given).items():
         expected = _EXPECTED.get(name, (str, "text"))
-        if not (value is None and name in ("data", "noise", "images", "size")) and type(value) is not expected[0]:
+        if not (value is None and name in OPTIONAL) and type(value) is not expected[0]:
             raise InputError(f"The parameter {name!r} is {value!r}, and it must be {expected[1]}.")
     methods.check(given.profile, PROFILES, "profile")
     methods.check(given.method, denoising.ALLOWED, "method")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from IPython import get_ipython
 
-from ddlnl import datasets, evaluation, methods
-from ddlnl.engines import ENGINES
+from ddlnl import datasets, methods
+from ddlnl.engines import ENGINES, check_device
 from ddlnl.errors import InputError, nearest
 from ddlnl.profiles import PROFILES
 
@@ -47,16 +47,18 @@ class Parameters:
 
 
 OF_SOME = ("imbalances", "records")
+OF_FIGURES = tuple(field.name for field in fields(Parameters) if field.name not in OF_SOME)
 
 
-def check(namespace: Mapping[str, object], *more: str) -> Parameters:
+def check(namespace: Mapping[str, object], *more: str, only: Sequence[str] = OF_FIGURES) -> Parameters:
     """The parameters among a notebook's names (`globals()`), with the profile's values in place of None.
 
-    Every other plain value counts as a misspelt parameter, so a notebook calls this before it assigns anything else. A
-    parameter that the notebook does not have keeps its default; `more` are those of `OF_SOME` that it has. Raises
-    `InputError`, in one sentence, on an unknown name, a value of the wrong type, NaN, or a value that is not allowed.
+    Every other plain value counts as a misspelt parameter, so a notebook calls this before it assigns anything else,
+    and says which it has: those of all figures, or `only` some, and `more` of `OF_SOME`. The others keep their default.
+    Raises `InputError`, in one sentence, on an unknown name, a value of the wrong type, NaN, or a value that is not
+    allowed.
     """
-    known = [field.name for field in fields(Parameters) if field.name not in OF_SOME or field.name in more]
+    known = [*only, *more]
     refuse_unknown(namespace, known)
     given = Parameters(**{name: namespace[name] for name in known if name in namespace})
     _text("profile", given.profile)
@@ -68,7 +70,7 @@ def check(namespace: Mapping[str, object], *more: str) -> Parameters:
         if getattr(given, name) is not None:
             _text(name, getattr(given, name))
     methods.check(given.engine, ENGINES, "engine")
-    evaluation.choose_device(given.device)
+    check_device(given.device, given.engine)
     return replace(
         given,
         dataset=_dataset(profile.dataset if given.dataset is None else given.dataset),
@@ -88,7 +90,10 @@ def refuse_unknown(namespace: Mapping[str, object], known: list[str]) -> None:
     for name, value in namespace.items():
         if isinstance(value, PLAIN) and name not in known and name not in hidden and not name.startswith("_"):
             allowed = ", ".join(known)
-            raise InputError(f"The parameter {name!r} is unknown; the parameters are {allowed}.{nearest(name, known)}")
+            raise InputError(
+                f"The parameter {name!r} is unknown; the parameters of this notebook are {allowed}."
+                f"{nearest(name, known)}"
+            )
 
 
 def _text(name: str, value: object) -> str:

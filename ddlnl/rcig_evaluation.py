@@ -106,7 +106,7 @@ def train_students(
     """
     count, points = len(images), protocol.tested_steps(len(images))
     students = _Students(images, targets, protocol, seeds)
-    marks = Marks(exams, len(seeds), points, targets.shape[1])
+    marks = Marks(exams, len(seeds), points, targets.shape[1], progress)
     finished = 0
     if progress and (saved := progress.load()):
         finished = saved[0]

@@ -189,12 +189,15 @@ class Store:
 
 
 class Progress:
-    """The last state of a loop, written at most every `interval` seconds, and the seconds the loop has taken in all."""
+    """The last state of a loop, written at most every `interval` seconds, and the seconds the loop has taken in all.
+
+    aside: wall-clock seconds that went by in `paused`, which `seconds` leaves out.
+    """
 
     def __init__(self, store: Store, path: Path, interval: float) -> None:
         self.store, self.path, self.interval = store, path, interval
         self.started = self.saved_at = time.monotonic()
-        self.before = 0.0
+        self.before = self.aside = 0.0
 
     @property
     def seconds(self) -> float:
@@ -206,21 +209,23 @@ class Progress:
         found = self.store.read(self.path)
         if found is None:
             return None
-        self.before = found[1]["seconds"]
+        self.before, self.aside = found[1]["seconds"], found[1].get("aside", 0.0)  # states of before have no "aside"
         return found[1]["step"], found[0]
 
     def save(self, step: int, state: Callable[[], dict[str, Tensor]]) -> None:
         """Write `state()` unless the last write was less than the interval ago."""
         if time.monotonic() - self.saved_at >= self.interval:
-            write_tensors(self.path, state(), {"step": step, "seconds": self.seconds})
+            write_tensors(self.path, state(), {"step": step, "seconds": self.seconds, "aside": self.aside})
             self.saved_at = time.monotonic()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not count the seconds inside."""
+        """Count the seconds inside in `aside`."""
         began = time.monotonic()
         yield
-        self.started += time.monotonic() - began
+        away = time.monotonic() - began
+        self.started += away
+        self.aside += away
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from ddlnl import engines, evaluation, noise, stored_sets
+from ddlnl import engines, noise, stored_sets
 from ddlnl.cells import Cell, cell_key, initial_key, prepare
 from ddlnl.distilled import DistilledSet
 from ddlnl.errors import InputError
@@ -84,7 +84,7 @@ def run(
     if records is not None:
         return recorded(cells, records)
     check_workers(workers)
-    evaluation.choose_device(device)
+    engines.check_device(device, engine)
     store = Store(store_dir)
     keys = {cell: cell_key(cell, data_dir) for cell in cells}
     missing = [cell for cell in cells if store.record("cell", keys[cell]) is None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,11 +104,14 @@ class Protocol:
 
 
 class Progress(typing.Protocol):
-    """Where a loop finds its last state (`ddlnl.store.Progress`); `save` may decline when called too often."""
+    """Where a loop finds its last state (`ddlnl.store.Progress`); `save` may decline when called too often, and what is
+    done in `paused` is no part of the loop's time."""
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None: ...
 
     def save(self, step: int, state: Callable[[], dict[str, Tensor]]) -> None: ...
+
+    def paused(self) -> AbstractContextManager[None]: ...
 
 
 class Objective:

@@ -101,7 +101,7 @@ def _record(cell: Cell, key: str, store: Store, data_dir: str | Path | None, dev
         "students": students,
         "checkpoints": ["resnet18"],
         "curves": [dataclasses.asdict(curves)],
-        "seconds": progress.seconds,
+        "seconds": progress.seconds + progress.aside,
         "parents": {"cell": own["key"]},
         "settings": {"student": dataclasses.asdict(chosen)},
         "key": key,

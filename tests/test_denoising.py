@@ -13,7 +13,7 @@ from image_sets import refusal
 from small import profile
 
 import ddlnl
-from ddlnl import datasets, denoising, methods, noise, profiles
+from ddlnl import datasets, denoising, evaluation, methods, noise, profiles
 from ddlnl.datasets import Dataset, ImageSet
 from ddlnl.distilled import DistilledSet
 from ddlnl.training import Protocol, Recipe
@@ -88,6 +88,14 @@ def test_no_image_is_judged_by_students_of_its_own_half(monkeypatch, noisy):
     ddlnl.denoise(noisy, method="random", ipc=2)
     assert all(not seen & asked for seen, asked in zip(made_from, judged, strict=True))
     assert len(judged[0] | judged[1]) == len(noisy)
+
+
+def test_the_students_that_judge_are_those_of_an_evaluation_of_the_set(report, noisy):
+    test, chosen = three_digits(datasets.load("digits").test, 30), profiles.PROFILES["demo"]
+    task = methods.Task("dance", noisy, 10, chosen, report.small.preprocessing, 7, torch.device("cpu"))
+    judged = denoising.judge(report.small, test, task).argmax(2) == test.clean
+    scores = evaluation.evaluate(report.small, test, chosen.students, seed=7, device="cpu")
+    assert judged.mean(1).tolist() == scores.accuracies
 
 
 def test_halves_share_every_class_and_every_image_is_in_one(noisy):

@@ -15,7 +15,7 @@ import small
 from test_study import archive_path as archive_path
 from test_study import environment, lasting
 
-from ddlnl import engines, slurm, study
+from ddlnl import engines, parameters, slurm, study
 from ddlnl.cells import Cell
 from ddlnl.errors import InputError
 from ddlnl.profiles import PROFILES
@@ -89,11 +89,18 @@ def test_a_study_of_two_workers_at_once_outlives_one_that_is_killed_and_ends_wit
     assert lasting(alone) == lasting(together)
 
 
-class FragileJob(slurm.Job):
-    """A job on small settings, which live in this process only; the first one for `predicted` is killed."""
+class SmallJob(slurm.Job):
+    """A job on small settings, which live in this process only."""
 
     def __call__(self) -> None:
         PROFILES["demo"] = small.profile()
+        super().__call__()
+
+
+class FragileJob(SmallJob):
+    """The first job for `predicted` is killed."""
+
+    def __call__(self) -> None:
         if self.cell.method == "predicted":
             die_once(Path(os.environ["DDLNL_TEST_MARKER"]))
         super().__call__()
@@ -137,6 +144,25 @@ def test_processes_that_die_again_and_again_end_the_study_with_a_sentence():
     ):
         list(engines._rounds(cells, lambda left: iter(next(rounds))))
     assert list(rounds) == [[]]  # one round that finished a cell and three fruitless ones
+
+
+def test_a_device_of_the_nodes_is_not_looked_for_where_jobs_are_submitted(archive_path, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(slurm, "CLUSTER", "local")
+    monkeypatch.setattr(slurm, "Job", SmallJob)
+    assert parameters.check({"device": "cuda:99", "engine": "slurm"}).device == "cuda:99"
+    cell = Cell(archive_path, "clean", "random", 1, 0, "demo")
+    sentence = "The device 'cuda:99' cannot be used here"
+    with pytest.raises(RuntimeError, match=sentence):  # what the job said
+        study.run([cell], tmp_path, device="cuda:99", engine="slurm", progress=False)
+    for call in (parameters.check, lambda names: study.run([cell], tmp_path, **names)):
+        with pytest.raises(InputError, match=sentence):
+            call({"device": "cuda:99"})
+        for wrong in ("gpu", "meta", "cuda:x"):
+            with pytest.raises(InputError, match=f"The device '{wrong}' is unknown; allowed are auto, cpu, cuda and"):
+                call({"device": wrong, "engine": "slurm"})
 
 
 def test_a_machine_without_slurm_says_so(archive_path, tmp_path, monkeypatch):

@@ -58,6 +58,19 @@ def test_a_choice_is_shown_as_one_figure_of_both_methods_of_the_first_seed(shown
     assert figure["text/plain"].startswith("digits, symmetric 0.4 (40.0 % wrong), profile demo, seed 0. ")
 
 
+def test_both_methods_are_shown_with_the_first_seed_that_both_have(shown, tmp_path):
+    table = results(methods=("dance", "datm"), seeds=3).query("not (method == 'datm' and seed == 0)")
+    explore.view(table, START, tmp_path)
+    told = shown[0]["text/plain"]
+    assert "profile demo, seed 1. " in told
+    for method in ("dance", "datm"):
+        mine = table.query(f"method == '{method}' and noise == 'symmetric:0.4' and seed == 1")["accuracy_last"].item()
+        assert f"{method.upper()}, IPC 10: {100 * mine:.1f} %" in told
+    explore.view(table.query("(method == 'dance') == (seed == 0)"), START, tmp_path)
+    words = "No seed has records of both DANCE and DATM for IPC 10, demo, digits, symmetric:0.4, imbalance none."
+    assert shown[1].data == words
+
+
 def test_a_choice_without_records_is_one_sentence(shown, tmp_path):
     explore.view(results(), START, tmp_path)
     (told,) = shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import nbformat
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -100,3 +101,14 @@ def test_provenance_names_versions_hashes_device_time_and_store(tmp_path):
         assert fact in text
     assert f"{len(table)} cells, profile demo" in text
     assert "0 h 1 min 40 s" in text
+
+
+def test_provenance_covers_what_was_computed_from_cells_and_counts_a_record_of_several_rows_once(tmp_path):
+    table = records(ipcs=(50,), seeds=1)
+    later = table.assign(key="attack-" + table["key"], seconds=1.0, finished="2026-02-03T00:00:00+00:00", device="GPU")
+    text = export.provenance([table, pd.concat([later, later])], tmp_path).data
+    assert f"{len(table)} cells and {len(table)} records computed from them, profile demo" in text
+    assert "0 h 2 min 5 s" in text
+    assert "to 2026-02-03" in text
+    assert "GPU (threads: 1)" in text
+    assert "none" in export.provenance([table.head(0), pd.DataFrame()], tmp_path).data

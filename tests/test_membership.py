@@ -5,12 +5,15 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from bs4 import BeautifulSoup
+from scipy import stats
 from small import NETWORK, image_set
 from test_study import archive_path as archive_path
 
-from ddlnl import claims, evaluation, membership, noise, preprocess, privacy, store, study, training
+from ddlnl import claims, evaluation, export, membership, noise, preprocess, privacy, store, study, training
 from ddlnl.errors import InputError
 from ddlnl.training import Protocol, Recipe
 
@@ -70,10 +73,42 @@ def test_cells_are_attacked_once_and_rates_that_too_few_images_cannot_show_are_l
     for rate in privacy.RATES:
         assert found[f"tpr_{rate:g}"].isna().all()
     assert "too few others" in membership.readable(found)
-    (row,) = claims.privacy(found[found["attack"] == membership.LOSS]).itertuples()
-    assert (row.method, row.n) == ("dance", 2)
+    assert set(claims.privacy(found)["method"]) == {"dance", "rcig"}
+    assert claims.privacy(found)["n"].eq(2).all()
+    assert "8 cells and 6 records computed from them" in export.provenance([before, found], place).data
     monkeypatch.setattr(membership, "_record", lambda *_: pytest.fail("a finished attack was repeated"))
     assert membership.run(grid, place, device="cpu", progress=False).equals(found)
+
+
+def reached(seeds: int) -> pd.DataFrame:
+    """An attack on one condition as `run` finds it."""
+    seed = np.arange(seeds)
+    rows = {"dataset": "digits", "noise": "clean", "method": "dance", "ipc": 10, "attack": membership.LOSS}
+    rows |= {"seed": seed, "members": 100, "others": 100, "auc": 0.5 + 0.01 * seed**2}
+    rows |= {"auc_low": 0.4, "auc_high": 0.6 + 0.01 * seed, "tpr_0.01": 0.02 + 0.01 * seed}
+    return pd.DataFrame(rows | {"tpr_0.01_low": 0.01, "tpr_0.01_high": 0.03, "tpr_0.001": None}).assign(
+        **{"tpr_0.001_low": None, "tpr_0.001_high": None}
+    )
+
+
+def tables(page: str) -> list[pd.DataFrame]:
+    found = []
+    for table in BeautifulSoup(page, "html.parser").find_all("table"):
+        head, *rows = [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in table.find_all("tr")]
+        found.append(pd.DataFrame(rows, columns=head))
+    return found
+
+
+def test_intervals_are_those_of_the_bootstrap_for_one_seed_and_t_intervals_over_several():
+    (one,) = tables(membership.readable(reached(1)))
+    assert one["AUC"].item() == "0.500 [0.400, 0.600]"
+    assert one["found at 1.0% false alarms"].item() == "2.0% [1.0%, 3.0%]"
+    assert one["found at 0.1% false alarms"].item() == "too few others"
+    many, each = tables(membership.readable(reached(3)))
+    low, high = stats.t.interval(0.95, 2, np.mean([0.5, 0.51, 0.54]), stats.sem([0.5, 0.51, 0.54]))
+    assert many["AUC"].item() == f"0.517 [{low:.3f}, {high:.3f}]"
+    assert many["seeds"].item() == "3"
+    assert each["AUC"].tolist() == ["0.500 [0.400, 0.600]", "0.510 [0.400, 0.610]", "0.540 [0.400, 0.620]"]
 
 
 def test_a_set_of_real_images_gives_its_members_away(archive_path, tmp_path):

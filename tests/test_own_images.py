@@ -56,6 +56,11 @@ def test_a_run_is_about_digits_with_planted_errors_or_about_what_it_is_given(tmp
     assert own_images.choose(tmp_path / "own.npz", "symmetric:0.5").train.noise == "symmetric:0.5"
 
 
+def test_a_named_dataset_is_looked_for_in_the_folder_that_is_given(tmp_path):
+    save(tmp_path / "cifar10.npz")
+    assert len(own_images.choose("cifar10", data_dir=tmp_path).train) == 12
+
+
 def test_a_part_of_the_images_keeps_names_and_labels_together():
     whole, part = own_images.choose("digits", "symmetric:0.4"), own_images.choose("digits", "symmetric:0.4", 50)
     assert len(part.train) == len(part.names) == 50

@@ -19,6 +19,7 @@ def test_bad_parameters_are_refused():
     assert "'ipc' is '4', and it must be a whole number" in refusal(own_parameters.check, {"ipc": "4"})
     assert "'seed' is True, and it must be a whole number" in refusal(own_parameters.check, {"seed": True})
     assert "'data' is 3, and it must be text" in refusal(own_parameters.check, {"data": 3})
+    assert "'data_dir' is False, and it must be text" in refusal(own_parameters.check, {"data_dir": False})
     assert "'compare' is 1, and it must be true or false" in refusal(own_parameters.check, {"compare": 1})
     assert "'full' is unknown" in refusal(own_parameters.check, {"method": "full"})
     assert "'tiny' is unknown" in refusal(own_parameters.check, {"profile": "tiny"})
@@ -43,8 +44,8 @@ def test_the_command_denoises_writes_and_sums_up(monkeypatch, tmp_path, capsys):
         return Found()
 
     monkeypatch.setattr(__main__, "denoise", denoise)
-    __main__.main(["denoise", "pets", "out", "--ipc", "6", "--seed", "3"])
-    assert asked["data"] == "pets"
+    __main__.main(["denoise", "pets", "out", "--ipc", "6", "--seed", "3", "--data-dir", "archives"])
+    assert (asked["data"], asked["data_dir"]) == ("pets", "archives")
     assert (asked["ipc"], asked["seed"], asked["method"], asked["profile"]) == (6, 3, "dance", "demo")
     assert capsys.readouterr().out == f"7 labels are suspected.\nWrote {tmp_path / 'out'}.\n"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import papermill
@@ -112,6 +114,32 @@ def test_papermill_explains_every_parameter_of_a_notebook(path):
     for parameter in explained.values():
         assert parameter["inferred_type_name"] != "None"
         assert len(parameter["help"]) > 10
+
+
+def checked(path: Path, **given: object) -> dict[str, object]:
+    """The names of a notebook after its own call of `check`, with parameters as papermill injects them."""
+    first, second = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"][:2]
+    names: dict[str, object] = {}
+    exec(first, names)
+    names |= given
+    for line in ast.parse(second).body:
+        if isinstance(line, ast.ImportFrom) or ast.unparse(line).startswith("given ="):
+            exec(ast.unparse(line), names)
+    return names
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_a_parameter_that_only_other_notebooks_have_is_refused_by_naming_those_of_the_notebook(path):
+    own, usual = list(papermill.inspect_notebook(path)), checked(path)
+    assert checked(path, **{name: getattr(usual["given"], name) for name in own})["given"] == usual["given"]
+    everywhere = {field.name for kind in (OwnParameters, parameters.Parameters) for field in fields(kind)}
+    # An import of a module with the name of a parameter hides what was injected.
+    others = [name for name in everywhere - set(own) if not isinstance(usual.get(name), ModuleType)]
+    assert len(others) > 1
+    for name in others:
+        with pytest.raises(InputError, match=f"'{name}' is unknown; the parameters of this notebook are ") as refusal:
+            checked(path, **{name: "laptop"})
+        assert sorted(str(refusal.value).split(" are ")[1].split(".")[0].split(", ")) == sorted(own)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])

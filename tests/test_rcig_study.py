@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from small import image_set, profile
-from test_study import write_small_archive
+from test_study import STEPS, slow, write_small_archive
 
 import ddlnl
 from ddlnl import (
@@ -82,6 +82,17 @@ def test_the_run_without_augmentation_is_recorded_beside_the_other_one(cell, rec
         assert found[f"accuracy_{name}"] == pytest.approx(scores.mean)
     steps = [scores.curves.epochs[-1] for scores in (scores,)]
     assert steps == [PROFILES["demo"].rcig.student.steps * 5 // 2]
+
+
+def test_the_second_run_of_the_students_is_no_part_of_the_seconds_that_training_or_distilling_took(
+    cell, tmp_path, monkeypatch
+):
+    slow(monkeypatch, 1000, rcig_evaluation._Students, "step")
+    row = study.run([cell], tmp_path, device="cpu", progress=False).iloc[0]
+    assert row["seconds_evaluate"] // 1000 == 3 * 8  # three checkpoints, 8 steps each
+    assert row["seconds_beside"] // 1000 == 20  # 5/2 as many steps
+    assert row["seconds_distil"] < 1000
+    assert row["seconds"] == pytest.approx(row[STEPS].sum())
 
 
 def blow_up(monkeypatch, iteration):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,6 +135,9 @@ def test_a_resumed_baseline_ends_with_the_same_accuracies(data, method):
 
         def load(self):
             return self.kept
+
+        def paused(self):
+            return contextlib.nullcontext()
 
         def save(self, step, state):
             if step == 2:

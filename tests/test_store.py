@@ -112,6 +112,11 @@ def test_progress_counts_the_seconds_of_earlier_processes(tmp_path):
         second_before = second.seconds
         time.sleep(0.05)
     assert second.seconds - second_before < 0.05
+    assert second.aside >= 0.05
+    second.save(4, lambda: {"x": torch.ones(1)})
+    third = Store(tmp_path).progress("loop", interval=0)
+    third.load()
+    assert third.aside == second.aside
     Store(tmp_path).forget_progress("loop")
     assert second.load() is None
 

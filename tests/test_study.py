@@ -23,7 +23,8 @@ from ddlnl.errors import InputError
 from ddlnl.profiles import PROFILES
 
 # What may differ between two runs of one cell: times, and memory, which the system decides.
-VOLATILE = ["seconds", "seconds_experts", "seconds_distil", "seconds_evaluate", "finished", "peak_memory_mib"]
+STEPS = ["seconds_experts", "seconds_distil", "seconds_evaluate", "seconds_beside"]
+VOLATILE = ["seconds", *STEPS, "finished", "peak_memory_mib"]
 RATES = (0.0, 0.5)
 
 
@@ -66,6 +67,32 @@ def test_a_study_gives_one_row_per_cell_and_the_second_run_only_reads(archive_pa
     second = study.run(grid, tmp_path / "store", device="cpu", progress=False)
     assert first.to_dict("records") == second.to_dict("records")
     assert len(store.table(tmp_path / "store")) == len(grid)
+
+
+def slow(monkeypatch, seconds, place, name):
+    """Let the clock of the store go forward by so many seconds whenever `place.name` is called."""
+    step, clock, late = getattr(place, name), store.time.monotonic, [0]
+
+    def slower(*arguments):
+        late[0] += seconds
+        return step(*arguments)
+
+    monkeypatch.setattr(place, name, slower)
+    monkeypatch.setattr(store.time, "monotonic", lambda: clock() + late[0])
+
+
+@pytest.mark.parametrize("method", ["dance", "full"])
+def test_tests_on_the_way_are_no_part_of_the_seconds_that_training_or_distilling_took(
+    archive_path, tmp_path, monkeypatch, method
+):
+    slow(monkeypatch, 1000, cells.evaluation.training, "predict")
+    grid = study.grid(archive_path, rates=0.5, methods=[method], ipcs=[2], seeds=1)
+    row = study.run(grid, tmp_path / "store", device="cpu", progress=False).iloc[0]
+    tests = 2 * sum(len(curves["epochs"]) for curves in row["curves"])  # on test and on validation images
+    assert tests == {"dance": 2 * 2 * 2, "full": 2 * 3}[method]
+    assert row[STEPS].sum() == pytest.approx(row["seconds"])
+    assert row["seconds_beside"] // 1000 == tests
+    assert row[STEPS[:3]].max() < 1000
 
 
 def test_experts_are_trained_once_per_noise_setting_and_shared_by_all_ipcs_and_methods(

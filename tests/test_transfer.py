@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from small import NETWORK, profile
-from test_study import VOLATILE, write_small_archive
+from test_study import STEPS, VOLATILE, write_small_archive
 
 from ddlnl import cells, claims, degradation, networks, store, study, training, transfer
 from ddlnl.errors import InputError
@@ -15,7 +15,7 @@ from ddlnl.profiles import PROFILES
 from ddlnl.training import Architecture, Protocol, Recipe
 
 RESNET = Protocol(Architecture("resnet18", width=4), Recipe(epochs=3, lr=0.05, batch_size=8), 2, max_steps=4)
-TIMES = [name for name in VOLATILE if name not in ("seconds_experts", "seconds_distil", "seconds_evaluate")]
+TIMES = [name for name in VOLATILE if name not in STEPS]
 
 
 @pytest.fixture
