@@ -1,12 +1,15 @@
-"""What a distilled set must beat: small sets of real training images, chosen without any matching.
+"""What a distilled set must beat: small sets of real training images, chosen without any matching; and stopping early.
 
 `random`: random images of each observed class with their observed (hard) labels. `random_soft`: the same images with
 the experts' soft labels. `predicted`: random images that an expert predicts as their observed label, hard labels.
+`early_stopped`: a network of the full noisy set after the epoch that noisy validation labels choose; no cells of its
+own, since the records of the full noisy set have its accuracy.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +21,17 @@ from ddlnl.generators import numpy_generator
 from ddlnl.preprocess import Preprocessing, to_float
 
 METHODS = ("random", "random_soft", "predicted")
+EARLY_STOPPED = "early_stopped"
+
+
+def with_early_stopping(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of records and, for each of the full noisy set, a row `early_stopped`: what the rule `validation` chose
+    of it, under every rule."""
+    rows = table[table["method"] == "full"].assign(method=EARLY_STOPPED)
+    for rule in ("last", "best_on_test"):
+        for number in ("accuracy", "accuracies", "std"):
+            rows[f"{number}_{rule}"] = rows[f"{number}_validation"]
+    return pd.concat([table, rows], ignore_index=True)
 
 
 def expert_logits(experts: Tensor, network: nn.Module, images: np.ndarray, preprocessing: Preprocessing) -> Tensor:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ddlnl.claims import rates_of, select
+from ddlnl.controls import EARLY_STOPPED
 from ddlnl.controls import METHODS as CONTROLS
 from ddlnl.errors import InputError
 from ddlnl.figures import (
@@ -72,8 +73,8 @@ def _order(data: pd.DataFrame) -> list[str]:
     """The methods as figures list them: sets that were distilled, cleaned before or not, sets that were chosen, then
     all images."""
     found = list(data["method"].unique())
-    distilled = [one for one in found if one not in CONTROLS + WHOLE]
-    return [one for one in (*distilled, *CONTROLS, *WHOLE[1:], "full") if one in found]
+    others = (*CONTROLS, *WHOLE[1:], EARLY_STOPPED, "full")
+    return [one for one in (*(one for one in found if one not in others), *others) if one in found]
 
 
 def _sizes(data: pd.DataFrame) -> list[int]:

@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from scipy import stats
 
 from ddlnl.claims import LEVEL, distillers, select
+from ddlnl.controls import EARLY_STOPPED
 from ddlnl.controls import METHODS as CONTROLS
 from ddlnl.errors import InputError
 from ddlnl.evaluation import RULES
@@ -43,6 +44,7 @@ NAMES = {
     "gce": "GCE, all images",
     "elr": "ELR, all images",
     "coteaching": "Co-teaching, all images",
+    "early_stopped": "full set, stopped early",
     "cleaned": "cleaned, all images left",
     "cleaned_dance": "cleaned, then DANCE",
 }
@@ -50,7 +52,7 @@ INK, GREY = "#1a1a1a", "#767676"
 # Controls are grey; seaborn's colour-blind palette is told apart under every colour vision.
 COLOURS = {"full": INK} | dict(zip(("dance", "datm", "rcig"), sns.color_palette("colorblind").as_hex(), strict=False))
 MARKERS = {"random": "v", "random_soft": "^", "predicted": "s"}  # distilled sets are circles
-MARKERS |= dict.fromkeys(WHOLE, "D")
+MARKERS |= dict.fromkeys((*WHOLE, EARLY_STOPPED), "D")
 RATES = mpl.colors.LinearSegmentedColormap.from_list(
     "rates", [(0, "#000000"), (0.2, "#3b3fbf"), (0.4, "#b0399a"), (0.6, "#e0603a"), (0.8, "#dc9600"), (1, "#8a8a00")]
 )

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 from small import image_set
+from synthetic import records
 from torch import nn
 
-from ddlnl import controls, networks, preprocess
+from ddlnl import claims, controls, networks, preprocess
 
 
 class Brightness(nn.Module):
@@ -69,3 +70,14 @@ def test_soft_labels_are_the_mean_logits_of_all_experts_on_the_same_random_image
     logits = sum(brightness * flat[:3] + flat[3:] for flat in experts) / 2
     torch.testing.assert_close(labels, logits.softmax(1), atol=1e-5, rtol=1e-4)
     assert networks.unflatten(expert[0], Brightness())["bias"].shape == (3,)
+
+
+def test_stopping_early_is_the_full_noisy_set_at_the_epoch_that_noisy_validation_labels_chose():
+    table = controls.with_early_stopping(records(methods=("dance",), ipcs=(10,), rates=(0.0, 0.8)))
+    full, early = (table[table["method"] == one].reset_index() for one in ("full", "early_stopped"))
+    for rule in ("last", "validation", "best_on_test"):
+        for number in ("accuracy", "accuracies", "std"):
+            assert early[f"{number}_{rule}"].tolist() == full[f"{number}_validation"].tolist()
+    verdicts = claims.versus(table, reference="early_stopped")
+    assert set(verdicts["method"]) == {"dance"}
+    assert verdicts["full"].notna().all()

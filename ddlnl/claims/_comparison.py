@@ -194,7 +194,8 @@ def sentences(verdicts: pd.DataFrame) -> list[tuple[str | None, str]]:
             told, verdict = _answer(top, others), None
         else:
             told, verdict = _finding(top, group, starts[dataset, method]), top["verdict"]
-        found.append((verdict, f"{dataset}, {method}: {told}"))
+        students = ", ResNet-18 students" if top["network"].startswith("resnet18") else ""
+        found.append((verdict, f"{dataset}, {method}{students}: {told}"))
     return found
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ddlnl.controls import EARLY_STOPPED
 from ddlnl.errors import InputError
 from ddlnl.methods import CLEANED, CONTROLS, WHOLE
 
@@ -46,7 +47,8 @@ def select(table: pd.DataFrame, kind: str = "symmetric", imbalance: str | None =
 def distillers(table: pd.DataFrame) -> list[str]:
     """The methods that distil the noisy set; no control and none that trains on all images or cleans them first; in
     order of appearance."""
-    return [method for method in table["method"].unique() if method not in CONTROLS + WHOLE + CLEANED]
+    others = {*CONTROLS, *WHOLE, *CLEANED, EARLY_STOPPED}
+    return [method for method in table["method"].unique() if method not in others]
 
 
 def require_reference(rows: pd.DataFrame, reference: str) -> None:
