@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from ddlnl import datasets, denoise, doctor, engines, export, human_labels, methods, profiles, released, sources, study
 from ddlnl.bench import __main__ as bench
 from ddlnl.errors import InputError
+from ddlnl.outputs import require_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -181,6 +182,7 @@ def _add_denoise(commands: argparse._SubParsersAction) -> None:
 
 
 def _denoise(options: argparse.Namespace) -> None:
+    require_folder(options.folder)
     chosen = {name: getattr(options, name) for name in ("method", "ipc", "profile", "seed", "size", "device")}
     report = denoise(options.data, **chosen)
     paths = report.save(options.folder)
