@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,20 +12,18 @@ from ddlnl.errors import InputError, reason
 
 # Whatever a file is called, Pillow goes by what is in it, and hands PostScript to an interpreter.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+LARGEST = 2**26  # pixels; a small file may announce any number, and cameras have up to some 60 million
 
 
 @contextlib.contextmanager
 def opened(file: Path) -> Iterator[Image.Image]:
-    """The picture, for a block that only reads it.
-
-    Raises `InputError` where that fails, and for more pixels than Pillow warns of, some 90 million.
-    """
+    """The picture, for a block that only reads it. Raises `InputError` where that fails, or for too many pixels."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if not file.is_file():
-                raise OSError("it is no file")
-            with Image.open(file, formats=FORMATS) as picture:
-                yield picture
+        if not file.is_file():
+            raise OSError("it is no file")
+        with Image.open(file, formats=FORMATS) as picture:
+            if picture.width * picture.height > LARGEST:
+                raise ValueError(f"its {picture.width}x{picture.height} pixels are more than {LARGEST}")
+            yield picture
     except Exception as error:  # what the file holds decides where Pillow stops, and with what
         raise InputError(f"{file} cannot be read as a picture ({reason(error)}).") from error
