@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from ddlnl import datasets, denoise, doctor, engines, export, human_labels, methods, profiles, released, sources, study
 from ddlnl.bench import __main__ as bench
 from ddlnl.errors import InputError
+from ddlnl.outputs import require_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -183,6 +184,7 @@ def _add_denoise(commands: argparse._SubParsersAction) -> None:
 
 
 def _denoise(options: argparse.Namespace) -> None:
+    require_folder(options.folder)
     names = ("method", "ipc", "profile", "seed", "device", "size", "data_dir")
     report = denoise(options.data, **{name: getattr(options, name) for name in names})
     paths = report.save(options.folder)

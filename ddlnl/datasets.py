@@ -143,10 +143,15 @@ def _part(
 
 
 def _class_names(names: np.ndarray) -> tuple[str, ...]:
-    if names.ndim != 1 or names.dtype.kind != "U" or len(set(names.tolist())) != len(names):
+    try:
+        texts = names.tolist() if names.ndim == 1 and names.dtype.kind == "U" else []
+        "".join(texts).encode()
+    except (SystemError, UnicodeError):  # numbers that are no characters, which Python refuses here or later
+        texts = []
+    if not texts or len(set(texts)) != len(names):
         found = f"{names.dtype} of shape {names.shape}"
         raise InputError(f"class_names must be a one-dimensional array of different texts, and is {found}.")
-    return tuple(names.tolist())
+    return tuple(texts)
 
 
 def _check_images(images: np.ndarray) -> None:

@@ -28,7 +28,9 @@ def read(folder: str | Path) -> Published:
     folder = Path(folder)
     images, logits, step = (torch_tensor.read(folder / f"{name}_best.pt") for name in ("images", "labels", "lr"))
     fits = images.dim() == 4 and logits.dim() == 2 and len(images) == len(logits) > 0 and step.numel() == 1
-    if not fits or not all(one.is_floating_point() and bool(torch.isfinite(one).all()) for one in (images, logits)):
+    floats = images.is_floating_point() and logits.is_floating_point()
+    images, logits = images.float(), logits.float()
+    if not (fits and floats and all(bool(torch.isfinite(one).all()) for one in (images, logits))):
         raise InputError(
             f"{folder} holds images of shape {tuple(images.shape)}, labels of shape {tuple(logits.shape)} and a step "
             f"size of shape {tuple(step.shape)}; they must be finite numbers (n, C, H, W), (n, K) and one."
@@ -36,4 +38,4 @@ def read(folder: str | Path) -> Published:
     size = float(step)
     if not 0 < size < float("inf"):
         raise InputError(f"{folder / 'lr_best.pt'} holds the step size {size}, and it must be positive and finite.")
-    return Published(images.float(), logits.float(), size)
+    return Published(images, logits, size)

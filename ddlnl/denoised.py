@@ -121,4 +121,4 @@ class Report:
 
 def _write(path: Path, text: str) -> None:
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "surrogateescape"))  # a file's name as it is, whatever its encoding

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddlnl import rcig_evaluation, training
-from ddlnl.errors import InputError
+from ddlnl.errors import InputError, reason
 from ddlnl.preprocess import Preprocessing
 from ddlnl.store import read_tensors, write_tensors
 
@@ -98,12 +100,35 @@ class DistilledSet:
         """Read what `save` wrote.
 
         Raises `DamagedError` if the file does not match its checksum, `InputError` for the file of a store, which has
-        no preprocessing in it.
+        no preprocessing in it, and for one that holds anything but a distilled set.
         """
         tensors, meta = read_tensors(Path(path))
         if "preprocessing.mean" not in tensors:
             raise InputError(f"{path} holds no preprocessing; a set of a store is read with study.distilled.")
-        return cls.from_state(tensors, meta)
+        try:
+            found = cls.from_state(tensors, meta)
+            found._check()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} holds no distilled set of this version ({reason(error)}).") from error
+        return found
+
+    def _check(self) -> None:
+        """Raise ValueError unless the parts are what the attributes above say, and fit together."""
+        if not _is_of(self, DistilledSet) or min(self.ipc, self.factor) < 1:
+            raise ValueError("its description has values that it cannot have")
+        fitted = self.preprocessing.tensors()
+        for name, tensor in ({"images": self.images, "labels": self.labels} | fitted).items():
+            if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"its {name} is not of finite float32 numbers")
+        if self.images.dim() != 4 or self.labels.shape != (len(self.images), len(self.class_names)):
+            shapes = f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
+            raise ValueError(f"its images and labels have the shapes {shapes} for {len(self.class_names)} classes")
+        channels, pixels = self.images.shape[1], self.images[:1].numel()
+        expected = {"mean": (channels,), "scale": (channels,)}
+        if self.preprocessing.scale is None:
+            expected = {"mean": (pixels,), "whiten": (pixels, pixels), "unwhiten": (pixels, pixels)}
+        if not pixels or {name: tuple(tensor.shape) for name, tensor in fitted.items()} != expected:
+            raise ValueError("its preprocessing does not fit its images")
 
     @classmethod
     def from_state(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> DistilledSet:
@@ -119,6 +144,19 @@ class DistilledSet:
             protocol=_PROTOCOLS[students].from_dict(meta.pop("protocol")),
             **meta,
         )
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value, and every field of a dataclass in it, has the type that is written there."""
+    if dataclasses.is_dataclass(kind):
+        fields = typing.get_type_hints(kind).items()
+        return type(value) is kind and all(_is_of(getattr(value, name), field) for name, field in fields)
+    outer, inner = typing.get_origin(kind), typing.get_args(kind)
+    if outer is types.UnionType:
+        return any(_is_of(value, one) for one in inner)
+    if outer is tuple:  # of one type
+        return type(value) is tuple and all(_is_of(one, inner[0]) for one in value)
+    return type(value) is (outer or kind) or (kind is float and type(value) is int)
 
 
 def concatenate(sets: Sequence[DistilledSet]) -> DistilledSet:

@@ -18,6 +18,11 @@ class DamagedError(RuntimeError):
     """A stored artefact does not match its checksum; the message names the file and where it was set aside."""
 
 
+def reason(error: Exception) -> str:
+    """What went wrong with something that came from outside, as a part of a sentence of bounded length."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")[:300]
+
+
 def nearest(name: object, allowed: Iterable[str]) -> str:
     """`" Did you mean 'ipc'?"` for the closest allowed name, or an empty string where nothing is close."""
     close = difflib.get_close_matches(str(name), list(allowed), n=1)

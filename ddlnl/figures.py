@@ -83,6 +83,7 @@ STYLE = {
     "figure.facecolor": "white",
     "pdf.fonttype": 42,
     "svg.hashsalt": "ddlnl",
+    "text.parse_math": False,  # a "$" is a part of somebody's name
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ddlnl.errors import InputError
+from ddlnl.errors import InputError, reason
 
 # Bounds on memory and time; the largest published set has half a gigabyte with its optimiser.
 MAX_BYTES = 2**30
@@ -46,9 +46,10 @@ def read(path: str | Path) -> dict[str, Any]:
         if reader.left or not isinstance(tree, dict):
             raise ValueError("it is not one dictionary")
         return tree
-    except (OSError, ValueError, UnicodeDecodeError, struct.error) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise InputError(f"{path} was refused ({reason}); only a flax checkpoint of arrays can be read.") from error
+    except (OSError, ValueError, OverflowError, struct.error) as error:
+        raise InputError(
+            f"{path} was refused ({reason(error)}); only a flax checkpoint of arrays can be read."
+        ) from error
 
 
 class _Reader:

@@ -71,7 +71,7 @@ def import_cifar_n(label_file: str | Path, data_dir: str | Path | None = None) -
     }
     sha256 = hashlib.sha256(label_file.read_bytes()).hexdigest()
     added = {archives.HUMAN + label_set: labels for label_set, labels in human.items()}
-    archives.write(path, archives.read(path) | added | {"human_labels_sha256": np.array(sha256)})
+    archives.write(path, archives.read(path, others=True) | added | {"human_labels_sha256": np.array(sha256)})
     rates = {label_set: float((labels != train.clean).mean()) for label_set, labels in human.items()}
     return Imported(path, rates, sha256, sha256 == PUBLISHED[name])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from ddlnl import archives, datasets, noise
 from ddlnl.datasets import ImageSet
 from ddlnl.errors import InputError
 from ddlnl.generators import numpy_generator
+from ddlnl.picture_file import opened
 
 SIZES = (8, 128)  # pixels a side: the networks halve an image at least twice, and larger ones take days
 EXAMPLE = "instance:0.3"  # errors that depend on the image, as people make them
@@ -124,21 +125,37 @@ def _files(root: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
             names = _classes(Path(directory))
             return names, {name: label for label, name in enumerate(names)}
 
+    _refuse_loops(root)
     found = Visible(root, allow_empty=True)
     labels = np.array(found.targets, dtype=np.int64)
     empty = np.flatnonzero(np.bincount(labels, minlength=len(found.classes)) == 0)
     if empty.size:
         raise InputError(f"{root / found.classes[empty[0]]} holds no picture, and every class needs at least one.")
-    return [Path(file) for file, _ in found.samples], labels, tuple(found.classes)
+    files = [Path(file) for file, _ in found.samples]
+    _refuse_repeats(files)
+    return files, labels, tuple(found.classes)
+
+
+def _refuse_loops(root: Path) -> None:
+    """A link to a folder above would lead through the same pictures again and again, and two of them for ever."""
+    for name in _classes(root):
+        _refuse_repeats(folder for folder, _, _ in os.walk(root / name, followlinks=True))
+
+
+def _refuse_repeats(paths: Iterable[str | Path]) -> None:
+    """Raise `InputError` at the first path that is another one's through a link: both halves would hold its picture."""
+    seen: dict[str, str | Path] = {}
+    for path in paths:
+        real = os.path.realpath(path)
+        if real in seen:
+            raise InputError(f"{path} is {seen[real]} through a link, and every picture must be there once.")
+        seen[real] = path
 
 
 def _look(file: Path) -> tuple[str, tuple[int, int]]:
     """The mode and the size of a picture, read from its head."""
-    try:
-        with Image.open(file) as picture:
-            mode, size = picture.mode, picture.size
-    except (OSError, Image.DecompressionBombError) as error:  # Pillow's other errors are among them
-        raise InputError(f"{file} cannot be read as a picture ({error}).") from error
+    with opened(file) as picture:
+        mode, size = picture.mode, picture.size
     if mode not in GREY + COLOUR:
         raise InputError(f"{file} has pixels of the kind {mode}, and pictures must have 8 bits a channel.")
     return mode, size
@@ -148,16 +165,13 @@ def _decode(files: Sequence[Path], size: int, mode: str) -> np.ndarray:
     """(N, size, size, C) uint8: the central square of each picture, upright, transparent parts white."""
     images = np.empty((len(files), size, size, 1 if mode == "L" else 3), dtype=np.uint8)
     for image, file in zip(images, files, strict=True):
-        try:
-            with Image.open(file) as opened:
-                picture = ImageOps.exif_transpose(opened)
-                if picture.has_transparency_data:
-                    picture = picture.convert("RGBA")
-                    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-                square = ImageOps.fit(picture.convert(mode), (size, size), Image.Resampling.BICUBIC)
-        except (OSError, Image.DecompressionBombError) as error:
-            raise InputError(f"{file} cannot be read as a picture ({error}).") from error
-        image[:] = np.asarray(square).reshape(image.shape)
+        with opened(file) as stored:
+            picture = ImageOps.exif_transpose(stored)
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            square = ImageOps.fit(picture.convert(mode), (size, size), Image.Resampling.BICUBIC)
+            image[:] = np.asarray(square).reshape(image.shape)
     return images
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
-from ddlnl import denoising, evaluation, methods, noise, parameters
+from ddlnl import denoising, evaluation, methods, noise, outputs, parameters
 from ddlnl.errors import InputError
 from ddlnl.profiles import PROFILES
 
@@ -38,7 +38,8 @@ def check(namespace: Mapping[str, object]) -> OwnParameters:
     """The parameters among a notebook's names (`globals()`).
 
     Every other plain value counts as a misspelt parameter, as in `parameters.check`. Raises `InputError`, in one
-    sentence, on an unknown name, a value of the wrong type, or a value that is not allowed.
+    sentence, on an unknown name, a value of the wrong type, a value that is not allowed, or an `out_dir` that cannot be
+    written.
     """
     known = [field.name for field in fields(OwnParameters)]
     parameters.refuse_unknown(namespace, known)
@@ -52,4 +53,5 @@ def check(namespace: Mapping[str, object]) -> OwnParameters:
     if given.noise is not None:
         noise.parse(given.noise)
     evaluation.choose_device(given.device)
+    outputs.require_folder(given.out_dir)
     return given

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ddlnl import datasets, evaluation, preprocess, rcig, rcig_evaluation
+from ddlnl import datasets, evaluation, outputs, preprocess, rcig, rcig_evaluation
 from ddlnl.errors import InputError
 from ddlnl.files import replacing
 from ddlnl.methods import ALGORITHM, is_whole
@@ -136,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--store-dir", metavar="D", help="where results go (default: $DDLNL_STORE, else user's data)")
     options = parser.parse_args(arguments)
     try:
+        outputs.require_file(options.out)
         table = measure(options.minutes, options.students, options.data_dir, options.store_dir)
         with replacing(Path(options.out)) as file:
             file.write(table.round(2).to_csv(index=False).encode())

@@ -32,8 +32,9 @@ def read(path: str | Path, average: bool = True) -> Published:
     arrays = [found.get(name) for name in ("x_proto", "y_proto")] if isinstance(found, dict) else []
     if not all(isinstance(one, np.ndarray) and one.dtype.kind == "f" for one in arrays) or not arrays:
         raise InputError(f"{path} holds no distilled set; a checkpoint of RCIG has x_proto and y_proto in ema_average.")
-    images, labels = (torch.from_numpy(one.astype(np.float32)) for one in arrays)
-    fits = images.dim() == 4 and labels.dim() == 2 and len(images) == len(labels) > 0
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        images, labels = (torch.from_numpy(one.astype(np.float32)) for one in arrays)
+    fits = images.dim() == 4 and labels.dim() == 2 and len(images) == len(labels) > 0 and labels.shape[1] > 0
     if not fits or images.shape[1] != images.shape[2] or images.shape[3] not in (1, 3) or len(labels) % labels.shape[1]:
         raise InputError(
             f"{path} holds images of shape {tuple(images.shape)} and labels of shape {tuple(labels.shape)}; they must "

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import filelock
 import numpy as np
-from PIL import Image
 
 from ddlnl import archives
-from ddlnl.errors import InputError
+from ddlnl.errors import InputError, reason
+from ddlnl.picture_file import opened
 
 # The class of torchvision.datasets, and the file that it downloads.
 CIFAR = {"cifar10": ("CIFAR10", "cifar-10-python.tar.gz"), "cifar100": ("CIFAR100", "cifar-100-python.tar.gz")}
@@ -22,8 +22,9 @@ def fetch(name: str, data_dir: str | Path | None = None) -> Path:
     """The archive `<name>.npz`, where it is or where it was just made.
 
     A missing CIFAR archive is downloaded through torchvision, which checks its MD5 sums, and written once into the
-    first of `archives.folders(data_dir)`; torchvision's own files stay beside it, and are used if they are already
-    there. Raises `InputError` where the download fails, and where Tiny-ImageNet is missing, which has no downloader.
+    first of `archives.folders(data_dir)`; torchvision's own files, which are pickles, stay beside it, and are used if
+    they are already there and have those sums. Raises `InputError` where the download fails, and where Tiny-ImageNet is
+    missing, which has no downloader.
     """
     found = archives.find(name, data_dir)
     if found is not None:
@@ -42,10 +43,10 @@ def fetch(name: str, data_dir: str | Path | None = None) -> Path:
             if not path.is_file():
                 archives.write(path, _download(name, folders[0]))
     except (OSError, RuntimeError, http.client.HTTPException) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
         raise InputError(
-            f"{searched}, and its download through torchvision failed ({reason}); bring {name}.npz or the published "
-            f"{CIFAR[name][1]} to {folders[0]}, or name a folder that has {name}.npz with data_dir or $DDLNL_DATA."
+            f"{searched}, and its download through torchvision failed ({reason(error)}); bring {name}.npz or the "
+            f"published {CIFAR[name][1]} to {folders[0]}, or name a folder that has {name}.npz with data_dir or "
+            "$DDLNL_DATA."
         ) from error
     return path
 
@@ -98,7 +99,10 @@ def _validation(folder: Path) -> dict[str, list[Path]]:
     annotations = folder / "val_annotations.txt"
     if not (annotations.is_file() and _pictures(folder / "images")):
         return {place.parent.name: _pictures(place) for place in sorted(folder.glob("*/images"))}
-    rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
+    try:
+        rows = [line.split("\t")[:2] for line in annotations.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{annotations} cannot be read ({reason(error)}).") from error
     if any(len(row) < 2 for row in rows):
         raise InputError(f"{annotations} has a line without a file name and a class, separated by a tab.")
     classes: dict[str, list[Path]] = {}
@@ -111,12 +115,10 @@ def _decode(classes: dict[str, list[Path]]) -> tuple[np.ndarray, np.ndarray]:
     files = [(label, file) for label, wnid in enumerate(sorted(classes)) for file in classes[wnid]]
     images = np.empty((len(files), *TINY_SHAPE), dtype=np.uint8)
     for image, (_, file) in zip(images, files, strict=True):
-        try:
-            with Image.open(file) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
-        except OSError as error:  # Pillow's own errors are among them
-            raise InputError(f"{file} cannot be read as a picture ({error}).") from error
-        if pixels.shape != TINY_SHAPE:
-            raise InputError(f"{file} has the shape {pixels.shape}, and a Tiny-ImageNet picture has {TINY_SHAPE}.")
-        image[:] = pixels
+        with opened(file) as picture:
+            size = picture.size
+            if size == TINY_SHAPE[:2]:  # nothing larger is decoded
+                image[:] = np.asarray(picture.convert("RGB"))
+        if size != TINY_SHAPE[:2]:
+            raise InputError(f"{file} has {size[0]}x{size[1]} pixels, and a Tiny-ImageNet picture has 64x64.")
     return images, np.array([label for label, _ in files], dtype=np.int64)

@@ -30,7 +30,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ddlnl.errors import DamagedError, InputError
+from ddlnl.errors import DamagedError, InputError, reason
 from ddlnl.files import replacing
 
 FORMAT = 2
@@ -92,11 +92,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, ValueError) as error:
         raise DamagedError(f"{path} is not a readable safetensors file ({error}).") from error
-    form = header.get("format", "")
-    if not form.isdecimal() or header.get("digest") != _digest(int(form), tensors, header.get("meta", "")):
+    form, meta = header.get("format", ""), header.get("meta", "")
+    plain = form.isdecimal() and len(form) < 10  # of thousands of digits Python makes no number
+    if not plain or header.get("digest") != _digest(int(form), tensors, meta):
         raise DamagedError(f"{path} does not match its checksum.")
     _require_known(path, int(form))
-    return tensors, json.loads(header["meta"])
+    try:
+        return tensors, json.loads(meta)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} holds no readable description ({reason(error)}).") from error
 
 
 def _require_known(path: Path, form: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import matplotlib as mpl
 import numpy as np
 from IPython.display import Markdown, display
@@ -49,7 +51,7 @@ def suspected_alt(report: Report, count: int = 3 * ACROSS) -> str:
     """The figure of `suspected` in words."""
     rows = report.suspects.head(count)
     listed = "; ".join(f"{row.name}: given {row.given}, suggested {row.suggested}" for row in rows.itertuples())
-    return f"The {len(rows)} most doubtful of {len(report.suspects)} suspected training images. {listed}."
+    return _readable(f"The {len(rows)} most doubtful of {len(report.suspects)} suspected training images. {listed}.")
 
 
 def show(report: Report, count: int = 3 * ACROSS) -> None:
@@ -80,7 +82,8 @@ def distilled(report: Report) -> Figure:
 def distilled_alt(report: Report) -> str:
     """The figure of `distilled` in words."""
     names = ", ".join(report.small.class_names[:SHOWN])
-    return f"Distilled images, {report.small.ipc} per class, of which one from each half is shown. Classes: {names}."
+    shown = f"Distilled images, {report.small.ipc} per class, of which one from each half is shown."
+    return _readable(f"{shown} Classes: {names}.")
 
 
 def transition(report: Report) -> Figure:
@@ -117,7 +120,7 @@ def transition_alt(report: Report) -> str:
         f"({others[row].max():.0%})"
         for row, name in enumerate(names)
     ]
-    return f"Estimated transition matrix. {'; '.join(rows)}."
+    return _readable(f"Estimated transition matrix. {'; '.join(rows)}.")
 
 
 def _picture(ax: Axes, image: np.ndarray) -> None:
@@ -126,6 +129,12 @@ def _picture(ax: Axes, image: np.ndarray) -> None:
     ax.spines[:].set_visible(False)
 
 
+def _readable(name: str) -> str:
+    """The name of a file or class without what cannot be drawn: control characters, and bytes that are no UTF-8."""
+    return "".join("\ufffd" if unicodedata.category(one) in ("Cc", "Cs") else one for one in name)
+
+
 def _cut(text: str, letters: int = LETTERS) -> str:
     """The end of a text that is too long, since that is where file names differ."""
+    text = _readable(text)
     return text if len(text) <= letters else f"…{text[1 - letters :]}"

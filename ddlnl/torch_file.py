@@ -9,19 +9,23 @@ everything else.
 from __future__ import annotations
 
 import pickletools
+import reprlib
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddlnl.errors import InputError
+from ddlnl.archives import COMPRESSIONS
+from ddlnl.errors import InputError, reason
 
 # Bounds on memory and time. The largest CIFAR-N file has 2.4 MB, the longest 100,307 opcodes.
 MAX_BYTES = 16 * 2**20
 MAX_OPCODES = 10**6
 ALLOWED = "only what torch.save wrote of a dictionary of integer arrays and lists can be read"
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
 _INTEGERS = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"TUPLE": None, "EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -31,24 +35,34 @@ def read(path: Path) -> dict[str, Any]:
     """The dictionary in the file: text to (N,) integer array, list or number. Raises `InputError` on anything else."""
     try:
         with zipfile.ZipFile(path) as file:
-            (member,) = (member for member in file.infolist() if member.filename.endswith("/data.pkl"))
-            if member.file_size > MAX_BYTES:
-                raise ValueError(f"its content is larger than {MAX_BYTES} bytes")
-            content = Machine().run(file.read(member))
+            content = Machine().run(description(file, MAX_BYTES)[1])
         if not isinstance(content, dict):
             raise ValueError("it does not hold a dictionary")
     except Exception as error:  # what the file holds decides where the zip reader, the decoder or the machine stops
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
-        raise InputError(f"{path} was refused ({reason}), and {ALLOWED}.") from error
+        raise InputError(f"{path} was refused ({reason(error)}), and {ALLOWED}.") from error
     return {key: value.values if isinstance(value, _Array) else value for key, value in content.items()}
+
+
+def description(file: zipfile.ZipFile, most: int) -> tuple[str, bytes]:
+    """Name and content of the pickle in a torch.save file, of `most` bytes. Raises ValueError where it is larger."""
+    (member,) = (member for member in file.infolist() if member.filename.endswith("/data.pkl"))
+    if member.file_size > most or member.compress_type not in COMPRESSIONS:
+        raise ValueError(f"its content is larger than {most} bytes, or compressed in a way that torch does not write")
+    return member.filename, file.read(member)
+
+
+def shown(value: Any) -> str:
+    """A value of the file for reading. A few hundred opcodes make nested tuples whose whole text fills any memory, and
+    whose hash takes any time: they are shown in part, and never looked up."""
+    return _SHORT.repr(value)
 
 
 class _Dtype:
     """Stands for a numpy type, which must be an integer such as "i8"; BUILD gives its byte order."""
 
     def __init__(self, code: str, _align: bool, _copy: bool) -> None:
-        if code not in _INTEGERS:
-            raise ValueError(f"an array has the type {code!r}")
+        if not isinstance(code, str) or code not in _INTEGERS:
+            raise ValueError(f"an array has the type {shown(code)}")
         self.type = np.dtype(code)
 
     def build(self, state: tuple) -> None:
@@ -68,7 +82,7 @@ class _Array:
         _version, shape, dtype, _fortran_order, data = state
         values = np.frombuffer(data, dtype.type)
         if shape != values.shape:
-            raise ValueError(f"an array has the shape {shape} and {values.size} values")
+            raise ValueError(f"an array has the shape {shown(shape)} and {values.size} values")
         self.values = values
 
 
@@ -146,7 +160,7 @@ class Machine:
         """Stands for codecs.encode, with which protocol 2 writes bytes as text."""
         self.encoded += len(text)
         if codec != "latin1" or self.encoded > MAX_BYTES:  # one text can be named any number of times
-            raise ValueError(f"it encodes {self.encoded} characters as {codec}")
+            raise ValueError(f"it encodes {self.encoded} characters as {shown(codec)}")
         return text.encode("latin1")
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddlnl.errors import InputError
-from ddlnl.torch_file import Machine
+from ddlnl.errors import InputError, reason
+from ddlnl.torch_file import Machine, description, shown
 
 MAX_BYTES = 2**30  # of the numbers; the largest published set has 250 MB
 _MAX_PICKLE = 2**16  # of what describes them
@@ -23,17 +23,14 @@ def read(path: str | Path) -> Tensor:
     """The tensor in the file, contiguous: float32, float64 or int64. Raises `InputError` on anything else."""
     try:
         with zipfile.ZipFile(path) as file:
-            (member,) = (member for member in file.infolist() if member.filename.endswith("/data.pkl"))
-            if member.file_size > _MAX_PICKLE:
-                raise ValueError("it holds more than one tensor")
-            values = _TensorMachine(file, PurePosixPath(member.filename).parent).run(file.read(member))
+            name, content = description(file, _MAX_PICKLE)
+            values = _TensorMachine(file, PurePosixPath(name).parent).run(content)
         if not isinstance(values, np.ndarray):
             raise ValueError("it does not hold a tensor")
         return torch.from_numpy(values.copy())
     except Exception as error:  # what the file holds decides where the zip reader, the decoder or the machine stops
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
         raise InputError(
-            f"{path} was refused ({reason}), and only what torch.save wrote of one tensor can be read."
+            f"{path} was refused ({reason(error)}), and only what torch.save wrote of one tensor can be read."
         ) from error
 
 
@@ -59,13 +56,13 @@ class _TensorMachine(Machine):
 
     def storage(self, what: str, kind: str, key: str, _device: str, count: int) -> np.ndarray:
         if what != "storage" or kind not in _TYPES.values() or not key.isdecimal():
-            raise ValueError(f"it refers to {what!r} {key!r} of type {kind!r}")
+            raise ValueError(f"it refers to {shown(what)} {shown(key)} of type {shown(kind)}")
         member = self.file.getinfo(str(self.folder / "data" / key))
         if self.loaded or member.compress_type != zipfile.ZIP_STORED:
             raise ValueError("it holds more than one storage, or a compressed one")
         self.loaded = True
         if member.file_size > MAX_BYTES or member.file_size != count * np.dtype(kind).itemsize:
-            raise ValueError(f"a storage of {count} numbers has {member.file_size} bytes")
+            raise ValueError(f"a storage of {shown(count)} numbers has {member.file_size} bytes")
         return np.frombuffer(self.file.read(member), kind)
 
 
@@ -73,7 +70,7 @@ def _tensor(storage: np.ndarray, offset: int, shape: tuple, stride: tuple, *_: A
     """The part of a storage that a tensor is, which must not repeat numbers or reach beyond its end."""
     whole = [offset, *shape, *stride]
     if not all(type(one) is int and one >= 0 for one in whole) or len(shape) != len(stride) or len(shape) > 8:
-        raise ValueError(f"a tensor has the shape {shape} and stride {stride}")
+        raise ValueError(f"a tensor has the shape {shown(shape)} and stride {shown(stride)}")
     last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
     if prod(shape) > len(storage) or (prod(shape) and last >= len(storage)):
         raise ValueError("a tensor reaches beyond its storage")

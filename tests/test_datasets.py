@@ -103,6 +103,8 @@ BAD_ARRAYS = {
     "one class": ({"class_names": np.array(["only"]), "train_labels": np.zeros(12, int)}, "at least 2"),
     "class names twice": ({"class_names": np.array(["a", "b", "a"])}, "different texts"),
     "class names that are numbers": ({"class_names": np.arange(3)}, "different texts"),
+    "class names that are no characters": ({"class_names": np.array([9, 8, 2**31 - 1], "<u4").view("<U1")}, "texts"),
+    "class names that cannot be written": ({"class_names": np.array(["a", "b", "\ud800"])}, "different texts"),
     "class names as objects": ({"class_names": np.array(["a", "b", "c"], dtype=object)}, "Object arrays"),
 }
 
@@ -118,6 +120,20 @@ def test_an_archive_that_breaks_the_format_is_refused_in_one_sentence(tmp_path, 
 @pytest.mark.parametrize("key", archives.REQUIRED)
 def test_an_archive_without_a_key_is_refused_by_its_name(tmp_path, key):
     assert f"lacks {key};" in refusal(datasets.load, save(tmp_path / "own.npz", without=key))
+
+
+def test_what_has_another_key_is_not_unpacked(tmp_path):
+    path = save(tmp_path / "own.npz", {"embeddings": np.zeros(3), "observed_labels__a": np.zeros(12, int)})
+    assert set(archives.read(path)) == {*archives.REQUIRED, "observed_labels__a"}
+    assert set(archives.read(path, others=True)) == {*archives.REQUIRED, "observed_labels__a", "embeddings"}
+
+
+def test_an_archive_may_unpack_to_so_much_and_no_more_in_all(tmp_path):
+    """Twenty arrays that each grow credibly, of a file that does not."""
+    sets = {f"observed_labels__{one}": np.zeros(2**17, np.int64) for one in range(20)}
+    np.savez_compressed(tmp_path / "own.npz", **arrays(), **sets)
+    assert (tmp_path / "own.npz").stat().st_size < archives.SMALL
+    assert "grows more than 200 times" in refusal(datasets.load, tmp_path / "own.npz")
 
 
 def test_what_is_no_archive_is_refused(tmp_path):

@@ -138,7 +138,7 @@ CRAFTED = {  # opcodes, and what the refusal says
     "a persistent name": (b"Pname\n.", "opcode PERSID"),
     "an extension": (b"\x82\1.", "opcode EXT1"),
     "a call of a text": (b"X\1\0\0\0a)R.", "not callable"),
-    "another codec": (b"c_codecs\nencode\nX\1\0\0\0aX\3\0\0\0hex\x86R.", "as hex"),
+    "another codec": (b"c_codecs\nencode\nX\1\0\0\0aX\3\0\0\0hex\x86R.", "as 'hex'"),
     "an empty stack": (b"R.", "refused"),
     "a missing mark": (b"t.", "refused"),
     "no stop": (b"}", "refused"),

@@ -121,6 +121,31 @@ def test_a_folder_may_be_split_into_train_and_test_and_a_test_class_may_be_missi
     assert "has the class 'wolf', which train does not have" in refusal(own_images.load, tmp_path)
 
 
+def test_a_class_and_a_picture_may_be_links_but_no_picture_may_be_there_twice(folder, tmp_path):
+    picture(tmp_path / "elsewhere" / "0.png", (1, 2, 3))
+    (folder / "bird").symlink_to(tmp_path / "elsewhere")
+    picture(tmp_path / "single.png")
+    (folder / "cat" / "9.png").symlink_to(tmp_path / "single.png")
+    assert own_images.load(folder).train.observed.tolist() == [0, 1, 1, 1, 1, 2, 2, 2]
+    (folder / "dog" / "9.png").symlink_to(tmp_path / "single.png")
+    message = refusal(own_images.load, folder)
+    assert f"{folder / 'dog' / '9.png'} is {folder / 'cat' / '9.png'} through a link" in message
+
+
+def test_a_name_that_is_no_utf8_is_kept(folder):
+    (folder / "cat" / "0.png").rename(folder / "cat" / "caf\udce9.png")
+    found = own_images.load(folder)
+    assert "cat/caf\udce9.png" in found.names
+
+
+def test_what_is_inside_counts_and_not_how_a_file_is_called(folder):
+    """Pillow would hand PostScript to an interpreter."""
+    Image.new("RGB", (9, 9)).save(folder / "cat" / "0.png", "GIF")
+    own_images.load(folder)
+    Image.new("RGB", (9, 9)).save(folder / "cat" / "0.png", "EPS")
+    assert "cannot be read as a picture" in refusal(own_images.load, folder)
+
+
 def test_what_cannot_be_used_is_refused_in_one_sentence(folder, tmp_path):
     assert "from 8 to 128" in refusal(own_images.load, folder, 4)
     assert "is for a folder" in refusal(own_images.load, save(tmp_path / "a.npz"), 32)

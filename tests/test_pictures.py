@@ -45,6 +45,17 @@ def test_there_is_a_row_for_every_noise_and_a_column_for_every_class_and_pixels_
     assert rows[-1] == "asymmetric 0.8\n40.0 % wrong"
 
 
+def test_names_of_classes_are_drawn_as_they_are_and_never_as_formulas(tmp_path):
+    names = ("a$\\frac$", "$x$ and $y", "b")
+    found = [outcome("clean", np.eye(3), np.eye(3), names=names, dataset="my $\\frac$ set.npz")]
+    for draw in (pictures.grid, pictures.mass):
+        figure = draw(found)
+        figures.save(figure, tmp_path / draw.__name__)
+        assert not any(text.get_parse_math() for text in figure.findobj(Text) if text.get_text())
+        assert "my $\\frac$ set" in title(figure)
+    assert [text.get_text() for text in pictures.grid(found).axes[0].get_xticklabels()] == list(names)
+
+
 def test_grey_images_are_drawn_from_black_to_white():
     (one, *_) = conditions(channels=1)
     image = images(pictures.grid([one]))[3]

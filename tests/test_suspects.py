@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from image_sets import refusal
 from matplotlib.text import Text
 from small import NETWORK, image_set
 
-from ddlnl import preprocess, suspects
+from ddlnl import figures, preprocess, suspects
 from ddlnl.denoised import Report
 from ddlnl.distilled import DistilledSet
 from ddlnl.label_errors import Suspicions
@@ -33,6 +36,44 @@ def made(classes: int = 3, wrong: int = 5, channels: int = 3) -> Report:
     small = DistilledSet(images, labels, train.class_names, "dance", 4, fitted, protocol)
     own = OwnImages(train, None, tuple(f"folder/picture {i}.png" for i in range(len(train))))
     return Report(own, small, Suspicions(train.observed, posterior, shift, 1.0), [], {})
+
+
+ODD = ("a$\\frac$", "caf\udce9 $x$", "a_b^c\x01\n")
+"""Names as folders may have them: no formulas, bytes that are no UTF-8, control characters."""
+
+
+def oddly_named() -> Report:
+    report = made()
+    images = replace(report.images, names=tuple(f"{name}/caf\udce9 $\\frac${i}.png" for i in range(10) for name in ODD))
+    images = replace(images, train=replace(images.train, class_names=ODD))
+    return replace(report, images=images, small=replace(report.small, class_names=ODD))
+
+
+@pytest.mark.parametrize("draw", ["suspected", "distilled", "transition"])
+def test_names_are_drawn_as_they_are_and_never_as_formulas(draw, tmp_path, monkeypatch):
+    report, shown = oddly_named(), []
+    figure, alt = getattr(suspects, draw)(report), getattr(suspects, f"{draw}_alt")(report)
+    for path in figures.save(figure, tmp_path / draw, alt):
+        assert path.stat().st_size
+    monkeypatch.setattr(figures, "display", lambda data, **_: shown.append(data))
+    figures.show(figure, alt)
+    assert shown[0]["text/plain"] == alt
+    drawn = " ".join(text.get_text() for text in texts(figure))
+    for words in (drawn, alt):
+        assert "$\\frac$" in words or "a$\\frac$" in words
+        words.encode()
+    assert not any(text.get_parse_math() for text in texts(figure))
+
+
+def test_names_of_files_are_written_byte_for_byte_as_they_are(tmp_path):
+    report = oddly_named()
+    report.save(tmp_path)
+    for name in ("suspects.csv", "labels.csv"):
+        content = (tmp_path / name).read_bytes()
+        assert b"caf\xe9 $\\frac$0.png" in content
+        table = pd.read_csv(tmp_path / name, encoding_errors="surrogateescape")
+        assert set(table["name"]) <= set(report.images.names)
+    assert DistilledSet.load(tmp_path / "distilled.safetensors").class_names == ODD
 
 
 def texts(figure) -> list[Text]:
