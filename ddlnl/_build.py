@@ -76,7 +76,7 @@ def obtain(sources: Path, torch: Torch) -> tuple[list[Path], str, str]:
 
 def _obtain(sources: Path, torch: Torch, cuda: Cuda | None, deadline: float) -> tuple[Path, str]:
     """One library, for CUDA or else for the CPU, and what had to be repaired for it."""
-    root = Path(os.environ.get("DDLNL_BUILD_DIR") or Path(platformdirs.user_cache_dir("ddlnl")) / "core")
+    root = _root()
     try:
         folder = root / _key(sources, torch, cuda)
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -96,6 +96,15 @@ def _obtain(sources: Path, torch: Torch, cuda: Cuda | None, deadline: float) -> 
     # ValueError: a file in csrc/ that is no JSON, say; NotImplementedError: a file system without locks
     except (OSError, ValueError, NotImplementedError) as error:
         raise Unbuilt(f"cannot be compiled into {root} ({error})") from error
+
+
+def _root() -> Path:
+    """Where finished libraries are kept."""
+    try:
+        named = os.environ.get("DDLNL_BUILD_DIR") or Path(platformdirs.user_cache_dir("ddlnl")) / "core"
+        return Path(named).expanduser()
+    except RuntimeError as error:  # a user without $HOME whom the system does not know either
+        raise Unbuilt(f"is not built and has no folder, which DDLNL_BUILD_DIR could name ({error})") from error
 
 
 def _key(sources: Path, torch: Torch, cuda: Cuda | None) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 from IPython import get_ipython
 
 from ddlnl import datasets, evaluation, methods
 from ddlnl.engines import ENGINES
 from ddlnl.errors import InputError, nearest
+from ddlnl.places import path_of
 from ddlnl.profiles import PROFILES
 
 PLAIN = (type(None), bool, int, float, str, list, dict, datetime.date)  # what a YAML or JSON parameter can be
@@ -66,7 +66,7 @@ def check(namespace: Mapping[str, object], *more: str) -> Parameters:
         _text(name, getattr(given, name))
     for name in ("data_dir", "store_dir", "records"):
         if getattr(given, name) is not None:
-            _text(name, getattr(given, name))
+            path_of(_text(name, getattr(given, name)), f"parameter {name!r}")
     methods.check(given.engine, ENGINES, "engine")
     evaluation.choose_device(given.device)
     return replace(
@@ -113,7 +113,7 @@ def _list(name: str, value: object) -> Sequence:
 def _dataset(name: object) -> str:
     if not _text("dataset", name).endswith(".npz"):
         methods.check(name, datasets.NAMES, "dataset")
-    elif not Path(name).expanduser().is_file():
+    elif not path_of(name, "dataset").is_file():
         raise InputError(f"There is no file {name}; a dataset is {', '.join(datasets.NAMES)} or an archive's path.")
     return name
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ddlnl.errors import DamagedError, InputError
 from ddlnl.files import replacing
+from ddlnl.places import of_user, path_of
 
 FORMAT = 2
 """What is written. Format 1 is read too: its checksums cover the body alone, those since 2 also the format's number, so
@@ -110,15 +111,23 @@ def _require_known(path: Path, form: int) -> None:
 
 
 def default_directory() -> Path:
-    """Where results go unless told otherwise: $DDLNL_STORE, else the user's data directory."""
-    return Path(os.environ.get("DDLNL_STORE") or platformdirs.user_data_dir("ddlnl"))
+    """Where results go unless told otherwise: $DDLNL_STORE, else the user's data directory.
+
+    Raises `InputError` where there is neither.
+    """
+    if named := os.environ.get("DDLNL_STORE"):
+        return path_of(named, "folder $DDLNL_STORE")
+    found = of_user(platformdirs.user_data_dir)
+    if found is None:
+        raise InputError("This user has no home folder for results; name a folder as store_dir (or $DDLNL_STORE).")
+    return found
 
 
 class Store:
     """One folder of records and artefacts; safe for several processes at once."""
 
     def __init__(self, directory: str | Path | None = None) -> None:
-        self.root = Path(directory) if directory is not None else default_directory()
+        self.root = default_directory() if directory is None else path_of(directory, "folder store_dir")
 
     def record(self, kind: str, key: str) -> dict[str, Any] | None:
         """The finished record, or None where there is none (or it was damaged, which is reported and set aside).

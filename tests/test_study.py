@@ -390,6 +390,17 @@ def test_importing_human_labels_leaves_other_records_valid(archive_path):
     assert cells.cell_key(human) != key
 
 
+def test_an_archive_named_from_the_home_folder_is_read_again_where_it_was_replaced(archive_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(archive_path).parent))
+    cell = Cell(f"~/{Path(archive_path).name}", "clean", "random", 1, 0, "demo")
+    before = cells.cell_key(cell)
+    assert before == cells.cell_key(replace(cell, dataset=archive_path))
+    arrays = dict(np.load(archive_path))
+    np.savez(archive_path, **arrays | {"train_images": 255 - arrays["train_images"]})
+    with pytest.raises(InputError, match=r"The archive of ~/small\.npz was replaced"):
+        cells.require_unchanged(cell, before)
+
+
 def test_distil_in_memory_gives_a_set_that_trains_students(archive_path):
     from ddlnl import datasets, evaluation, noise
 

@@ -16,6 +16,7 @@ from ddlnl.errors import InputError
 PROMISE = "wrong parameters are refused in one sentence"
 TEXTS = ["", " ", "../../etc/passwd", "/dev/null", "C:\\con", "a\nb", "x" * 5000, "\0", "💥", "None", "nan", "-1", "*"]
 NUMBERS = [math.nan, math.inf, -math.inf, -1, -0.5, 1.0000001, 10**30, 1e308, 2.5]
+PATHS = ["", " ", "\0", "x" * 5000, "~nobody-of-this-name/x"]
 OBJECTS = [b"demo", {"a": 1}, {1, 2}, object(), [[1]], [None], (), [[]], 1j, True, "true", int]
 
 
@@ -53,7 +54,7 @@ def bad_values(name: str) -> list:
     text = [*NUMBERS, *TEXTS, *OBJECTS]
     return {
         "profile": text,
-        "dataset": text,
+        "dataset": [*text, *[f"{path}.npz" for path in PATHS]],
         "methods": [value for value in text if value != ()] + [["dance", "danse"], [["dance"]], "dance,datm", [1]],
         "rates": [*NUMBERS, *TEXTS, *[one for one in OBJECTS if one != ()], [0.1, math.nan], [1.5], ["0.4"], [True]],
         "ipc": [*counts, [1, 0], [1, "10"], [math.nan], [True], [2.0]],
@@ -61,10 +62,14 @@ def bad_values(name: str) -> list:
         "device": [*text, "cuda:99", "gpu", "cpu:x", "meta", "cuda:-1"],
         "workers": counts,
         "engine": [*text, "submitit", "slrum", "LOCAL"],
+        **dict.fromkeys(("data_dir", "store_dir"), [*NUMBERS, *PATHS, *[one for one in OBJECTS if one != "true"]]),
     }[name]
 
 
-STUDY = ("profile", "dataset", "methods", "rates", "ipc", "seeds", "device", "workers", "engine")
+STUDY = (
+    *("profile", "dataset", "methods", "rates", "ipc", "seeds", "device", "workers", "engine"),
+    *("data_dir", "store_dir"),
+)
 
 
 @pytest.mark.parametrize("name", STUDY)
@@ -116,6 +121,11 @@ def bad_calls() -> Iterator[tuple[Callable, dict]]:
     for value in [*NUMBERS, *TEXTS, True, None, 0]:
         yield ddlnl.denoise, {"data": "digits", "ipc": value}
         yield run, {"ipcs": [value]}
+    for value in PATHS:
+        yield study.run, {"cells": [], "store_dir": value}
+        yield run, {"dataset": f"{value}.npz"}
+        if value:
+            yield study.run, {"cells": study.grid("cifar10", 0, "random"), "data_dir": value}
     for value in [*TEXTS, "danse", "FULL"]:
         yield run, {"methods": [value]}
         yield run, {"profile": value}
