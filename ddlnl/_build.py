@@ -84,7 +84,8 @@ def _obtain(sources: Path, torch: Torch, cuda: Cuda | None, deadline: float) -> 
         _check_private(folder)
         if stored := _stored(folder):
             return stored, ""
-        with filelock.FileLock(f"{folder}.lock", timeout=max(0.0, deadline - time.monotonic())):
+        wait = max(0.0, deadline - time.monotonic())
+        with filelock.FileLock(f"{folder}.lock", timeout=wait, fallback_to_soft=False):
             repaired = _set_aside_damaged(folder)
             if not folder.exists():  # otherwise another process has built it meanwhile
                 _build(folder, sources, torch, cuda, deadline - time.monotonic())
@@ -93,8 +94,7 @@ def _obtain(sources: Path, torch: Torch, cuda: Cuda | None, deadline: float) -> 
         raise Unbuilt(f"in {folder} changed right after it was compiled")
     except filelock.Timeout:
         raise Unbuilt(f"is still being compiled by another process after {SECONDS} s") from None
-    # ValueError: a file in csrc/ that is no JSON, say; NotImplementedError: a file system without locks
-    except (OSError, ValueError, NotImplementedError) as error:
+    except (OSError, ValueError) as error:  # a file system without locks; a file in csrc/ that is no JSON
         raise Unbuilt(f"cannot be compiled into {root} ({error})") from error
 
 

@@ -20,7 +20,7 @@ from ddlnl.distilled import DistilledSet
 from ddlnl.errors import InputError
 from ddlnl.methods import CONTROLS, DISTILLERS, METHODS, WHOLE, check, is_whole
 from ddlnl.profiles import PROFILES
-from ddlnl.store import Store, frame, table
+from ddlnl.store import Store, frame, read_record, shown, table
 
 
 def grid(
@@ -119,13 +119,13 @@ def _condition(cell: Any) -> tuple:
 
 def collected(kind: str, keys: Mapping[Cell, str], store: Store) -> list[dict[str, Any]]:
     """The records of computed cells; raises `InputError` where one is missing after all."""
-    records = {cell: store.record(kind, key) for cell, key in keys.items()}
-    if lost := [cell for cell, record in records.items() if record is None]:
+    found = {cell: shown(read_record, store.record_path(kind, key)) for cell, key in keys.items()}
+    if lost := [cell for cell, whole in found.items() if whole is None]:
         raise InputError(
             f"The cell ({lost[0]}) has no record after all: its archive was replaced, or the store {store.root} was "
             "moved or damaged, while the study ran; run it again."
         )
-    return list(records.values())
+    return [whole["body"] for whole in found.values()]
 
 
 def check_workers(workers: object) -> None:
@@ -137,14 +137,14 @@ def check_workers(workers: object) -> None:
 def finished(cell: Cell, store_dir: str | Path | None = None, data_dir: str | Path | None = None) -> dict[str, Any]:
     """The record of a cell; raises `InputError` where it has not finished in the store."""
     store = Store(store_dir)
-    record = store.record("cell", cell_key(cell, data_dir))
-    if record is None:
+    whole = shown(read_record, store.record_path("cell", cell_key(cell, data_dir)))
+    if whole is None:
         raise InputError(f"The cell ({cell}) has not finished in the store {store.root}; run it with study.run first.")
-    return record
+    return whole["body"]
 
 
 def distilled(cell: Cell, store_dir: str | Path | None = None, data_dir: str | Path | None = None) -> DistilledSet:
-    """The set that a finished cell made, its checksum verified; a damaged file is set aside and counts as missing.
+    """The set that a finished cell made, its checksum verified; a damaged file is named and counts as missing.
 
     Raises `InputError` where the cell has not finished, where it makes no set (a method of `WHOLE`), or where the store
     does not have the set any more, and says what to run.
@@ -154,7 +154,7 @@ def distilled(cell: Cell, store_dir: str | Path | None = None, data_dir: str | P
     store, key = Store(store_dir), cell_key(cell, data_dir)
     found = stored_sets.read(store, finished(cell, store_dir, data_dir)["parents"]["set"])
     if found is None:
-        path = store.root / "records" / "cell" / f"{key}.json"
+        path = store.record_path("cell", key)
         raise InputError(
             f"The store {store.root} has the record of the cell ({cell}), but not its distilled set; move the record "
             f"{path} away and run the cell again with study.run."
