@@ -206,8 +206,8 @@ def train(
                 after_epoch(epoch + 1)
         except NotFinite as error:
             raise NotFinite(
-                f"{error} That was after epoch {epoch + 1} of {recipe.epochs}; a smaller learning rate than {recipe.lr} "
-                "may help."
+                f"{error} That was after epoch {epoch + 1} of {recipe.epochs}; "
+                f"a smaller learning rate than {recipe.lr} may help."
             ) from error
         if progress:
             progress.save(epoch + 1, lambda: _snapshot(stack, optimiser, objective))

@@ -62,7 +62,8 @@ def bad_values(name: str) -> list:
         "device": [*text, "cuda:99", "gpu", "cpu:x", "meta", "cuda:-1"],
         "workers": counts,
         "engine": [*text, "submitit", "slrum", "LOCAL"],
-        **dict.fromkeys(("data_dir", "store_dir"), [*NUMBERS, *PATHS, *[one for one in OBJECTS if one != "true"]]),
+        "data_dir": [*NUMBERS, *PATHS, *[one for one in OBJECTS if one != "true"]],
+        "store_dir": [*NUMBERS, *PATHS, *[one for one in OBJECTS if one != "true"]],
     }[name]
 
 
