@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddlnl import augment, networks
+from ddlnl.errors import Unfinished
 from ddlnl.generators import derive, generator
 from ddlnl.networks import Stack
 
@@ -135,11 +136,11 @@ class Objective:
         """Put back what `state` returned."""
 
 
-class NotFinite(RuntimeError):
+class NotFinite(Unfinished):
     """A loss or another tensor became NaN or infinite; the message names it and when."""
 
 
-class NoProgress(RuntimeError):
+class NoProgress(Unfinished):
     """A loop goes on without changing anything; the message says why and what helps."""
 
 
