@@ -98,8 +98,7 @@ def _text(name: str, value: object) -> str:
 
 
 def _whole(name: str, value: object) -> int:
-    if not methods.is_whole(value) or value < 1:
-        raise InputError(f"The parameter {name!r} is {value!r}, and it must be a whole number of at least 1.")
+    methods.check_count(value, f"parameter {name!r}")
     return value
 
 

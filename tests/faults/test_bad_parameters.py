@@ -50,7 +50,7 @@ def no_work(monkeypatch):
 
 def bad_values(name: str) -> list:
     """Values that are wrong for a parameter of a study's notebook."""
-    counts = [value for value in NUMBERS if value not in (10**30,)] + [0, *TEXTS, *OBJECTS]
+    counts = [*NUMBERS, 0, 10**9, *TEXTS, *OBJECTS]
     text = [*NUMBERS, *TEXTS, *OBJECTS]
     return {
         "profile": text,
@@ -115,13 +115,16 @@ def test_a_wrong_value_in_the_notebook_on_own_images_is_refused(name, tally):
 
 def run(**given: object) -> None:
     """A study of random images."""
-    study.run(study.grid(**({"methods": "random", "rates": 0} | given)), "no-such-store", device="cpu", progress=False)
+    usual = {"methods": "random"} | ({} if "noises" in given else {"rates": 0})
+    study.run(study.grid(**(usual | given)), "no-such-store", device="cpu", progress=False)
 
 
 def bad_calls() -> Iterator[tuple[Callable, dict]]:
     for value in [*NUMBERS, *TEXTS, True, None, 0]:
         yield ddlnl.denoise, {"data": "digits", "ipc": value}
         yield run, {"ipcs": [value]}
+        if value is not None:
+            yield run, {"seeds": value}
     for value in PATHS:
         yield study.run, {"cells": [], "store_dir": value}
         yield run, {"dataset": f"{value}.npz"}
@@ -161,6 +164,7 @@ def test_a_wrong_argument_in_python_is_refused(tally):
         *(["study", "--methods", "random", "--workers", value] for value in ("0", "-1", "x")),
         *(["study", "--methods", "random", "--engine", value] for value in ("slrum", "", "..")),
         *(["study", "--methods", "random", "--device", value] for value in ("cuda:99", "", "gpu")),
+        ["study", "--methods", "random", "--rates", "0.4", "--noises", "clean"],
         *(["study", "--dataset", value] for value in ("cifar11", "../x.npz", "", "/etc/passwd")),
         *(["denoise", value, "out"] for value in ("absent", "", "../x.npz")),
         *(["denoise", "digits", "out", "--ipc", value] for value in ("0", "1", "-4", "x", "100000")),
