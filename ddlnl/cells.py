@@ -81,7 +81,7 @@ def _load(dataset: str, place: tuple) -> tuple[datasets.Dataset, str]:
     return data, key_of([data.train.fingerprint, data.test.fingerprint, *labels])
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=1)  # a copy of the images, made in under a second: cells take minutes
 def _prepared(dataset: str, spec: str, imbalance: str, seed: int, profile: str, place: tuple) -> Data:
     data, fingerprint = _load(dataset, place)
     chosen = PROFILES[profile].for_dataset(data.name, data.train.images.shape[1])

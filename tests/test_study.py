@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -289,7 +291,11 @@ def test_an_evaluation_lost_behind_a_resumed_run_is_made_again(archive_path, tmp
         ({"ipcs": [True]}, "whole number"),
         ({"ipcs": [2.0]}, "whole number"),
         ({"seeds": 0}, "at least 1"),
+        ({"seeds": 10**9}, "at most 10000"),
         ({"noises": ["symetric:0.4"]}, "Did you mean 'symmetric'"),
+        ({"rates": [0.4], "noises": ["clean"]}, "either rates or noises"),
+        ({"rates": 0.0, "noises": "clean"}, "either rates or noises"),
+        ({"rates": "0"}, "text '0', and they must be one number"),
     ],
 )
 def test_an_impossible_grid_is_refused_with_one_sentence(arguments, sentence):
@@ -304,6 +310,7 @@ def test_an_impossible_grid_is_refused_with_one_sentence(arguments, sentence):
         ({"noises": ["human:worst"]}, {}, "human"),
         ({}, {"device": "cuda:77"}, "cannot be used"),
         ({}, {"workers": 0}, "at least 1"),
+        ({}, {"workers": 10**30}, "at most 10000"),
         ({}, {"engine": "slrum"}, "local, slurm"),
     ],
 )
@@ -311,8 +318,9 @@ def test_an_impossible_run_is_refused_before_any_training(
     archive_path, tmp_path, monkeypatch, arguments, options, sentence
 ):
     monkeypatch.setattr(study.engines, "run_cell", lambda *_: pytest.fail("work was started"))
+    grid = study.grid(archive_path, **(arguments if "noises" in arguments else {"rates": [0.0]} | arguments))
     with pytest.raises(InputError, match=sentence):
-        study.run(study.grid(archive_path, **({"rates": [0.0]} | arguments)), tmp_path, progress=False, **options)
+        study.run(grid, tmp_path, progress=False, **options)
 
 
 def test_a_failing_cell_is_named(archive_path, tmp_path, monkeypatch):
@@ -366,6 +374,15 @@ def test_held_out_images_are_noisy_and_never_trained_on(archive_path):
         for image, label in zip(part.images, part.observed, strict=True)
     )
     assert (data.test.observed == data.test.clean).all()
+
+
+def test_the_images_of_one_noise_setting_are_held_at_a_time(archive_path):
+    """A copy of all training images, with which several workers fill a machine's memory."""
+    held = []
+    for spec in ("clean", "symmetric:0.5"):
+        held.append(weakref.ref(cells.prepare(Cell(archive_path, spec, "full", 0, 0, "demo"))))
+    gc.collect()
+    assert [one() is None for one in held] == [True, False]
 
 
 def test_no_method_sees_clean_labels(archive_path):
