@@ -2,7 +2,8 @@
 installation, `data ...` brings data to where the package looks for it and reads released distilled sets, `export` and
 `summary` read notebooks and `gallery` runs them, `denoise` looks for label errors in images of your own.
 
-What cannot be done is said in one sentence on standard error, and the exit code is 2 (130 after Ctrl-C).
+What cannot be done, or not be finished, is said in a sentence on standard error, and the exit code is 2 (130 after
+Ctrl-C). A traceback is a mistake in the code.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 from ddlnl import datasets, denoise, doctor, engines, export, human_labels, methods, profiles, released, sources, study
 from ddlnl.bench import __main__ as bench
-from ddlnl.errors import InputError
+from ddlnl.errors import InputError, Unfinished
 from ddlnl.outputs import require_folder
 
 
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         options.run(options)
-    except (InputError, OSError) as error:
+    except (InputError, Unfinished, OSError) as error:
         parser.exit(2, f"{error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "Stopped. What was finished is kept: the same command goes on from there.\n")

@@ -76,7 +76,7 @@ def obtain(sources: Path, torch: Torch) -> tuple[list[Path], str, str]:
 
 def _obtain(sources: Path, torch: Torch, cuda: Cuda | None, deadline: float) -> tuple[Path, str]:
     """One library, for CUDA or else for the CPU, and what had to be repaired for it."""
-    root = Path(os.environ.get("DDLNL_BUILD_DIR") or Path(platformdirs.user_cache_dir("ddlnl")) / "core")
+    root = _root()
     try:
         folder = root / _key(sources, torch, cuda)
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -84,7 +84,8 @@ def _obtain(sources: Path, torch: Torch, cuda: Cuda | None, deadline: float) -> 
         _check_private(folder)
         if stored := _stored(folder):
             return stored, ""
-        with filelock.FileLock(f"{folder}.lock", timeout=max(0.0, deadline - time.monotonic())):
+        wait = max(0.0, deadline - time.monotonic())
+        with filelock.FileLock(f"{folder}.lock", timeout=wait, fallback_to_soft=False):
             repaired = _set_aside_damaged(folder)
             if not folder.exists():  # otherwise another process has built it meanwhile
                 _build(folder, sources, torch, cuda, deadline - time.monotonic())
@@ -93,9 +94,17 @@ def _obtain(sources: Path, torch: Torch, cuda: Cuda | None, deadline: float) -> 
         raise Unbuilt(f"in {folder} changed right after it was compiled")
     except filelock.Timeout:
         raise Unbuilt(f"is still being compiled by another process after {SECONDS} s") from None
-    # ValueError: a file in csrc/ that is no JSON, say; NotImplementedError: a file system without locks
-    except (OSError, ValueError, NotImplementedError) as error:
+    except (OSError, ValueError) as error:  # a file system without locks; a file in csrc/ that is no JSON
         raise Unbuilt(f"cannot be compiled into {root} ({error})") from error
+
+
+def _root() -> Path:
+    """Where finished libraries are kept."""
+    try:
+        named = os.environ.get("DDLNL_BUILD_DIR") or Path(platformdirs.user_cache_dir("ddlnl")) / "core"
+        return Path(named).expanduser()
+    except RuntimeError as error:  # a user without $HOME whom the system does not know either
+        raise Unbuilt(f"is not built and has no folder, which DDLNL_BUILD_DIR could name ({error})") from error
 
 
 def _key(sources: Path, torch: Torch, cuda: Cuda | None) -> str:

@@ -20,6 +20,7 @@ import platformdirs
 
 from ddlnl.errors import InputError, reason
 from ddlnl.files import replacing
+from ddlnl.places import of_user, path_of
 
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 GROWTH = 200  # times a file's size to unpack to at most: photographs shrink a few times, drawings some dozens of times
@@ -34,9 +35,14 @@ HUMAN = "observed_labels__"  # followed by the name of the label set
 
 
 def folders(data_dir: str | Path | None = None) -> list[Path]:
-    """Where archives are looked up, first to last: `data_dir`, $DDLNL_DATA, the user's cache directory."""
-    places = (data_dir, os.environ.get("DDLNL_DATA"), platformdirs.user_cache_dir("ddlnl"))
-    return list(dict.fromkeys(Path(place).expanduser() for place in places if place))
+    """Where archives are looked up, first to last: `data_dir`, $DDLNL_DATA, the user's cache directory.
+
+    Raises `InputError` where there is none of them, or one that cannot be a path.
+    """
+    places = (data_dir, os.environ.get("DDLNL_DATA"), of_user(platformdirs.user_cache_dir))
+    if not any(places):
+        raise InputError("This user has no home folder for archives; name a folder as data_dir (or $DDLNL_DATA).")
+    return list(dict.fromkeys(path_of(place, "folder data_dir (or $DDLNL_DATA)") for place in places if place))
 
 
 def find(name: str, data_dir: str | Path | None = None) -> Path | None:

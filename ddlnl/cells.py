@@ -31,6 +31,7 @@ from ddlnl.datasets import ImageSet
 from ddlnl.distilled import Protocol
 from ddlnl.errors import InputError
 from ddlnl.generators import numpy_generator
+from ddlnl.places import path_of
 from ddlnl.preprocess import Preprocessing
 from ddlnl.profiles import PROFILES, Profile
 from ddlnl.store import Store, key_of
@@ -66,7 +67,7 @@ class Data:
 
 def _place(dataset: str, data_dir: str | Path | None) -> tuple[str | None, tuple[int, ...] | None]:
     """The folder as text, and which file the archive is: one that changed is read again, whatever its time."""
-    path = Path(dataset) if dataset.endswith(".npz") else archives.find(dataset, data_dir)
+    path = path_of(dataset, "dataset") if dataset.endswith(".npz") else archives.find(dataset, data_dir)
     status = path.stat() if path and path.is_file() else None
     which = status and (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return None if data_dir is None else str(data_dir), which
@@ -80,7 +81,7 @@ def _load(dataset: str, place: tuple) -> tuple[datasets.Dataset, str]:
     return data, key_of([data.train.fingerprint, data.test.fingerprint, *labels])
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=1)  # a copy of the images, made in under a second: cells take minutes
 def _prepared(dataset: str, spec: str, imbalance: str, seed: int, profile: str, place: tuple) -> Data:
     data, fingerprint = _load(dataset, place)
     chosen = PROFILES[profile].for_dataset(data.name, data.train.images.shape[1])

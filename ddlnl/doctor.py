@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import ddlnl
-from ddlnl import _build, archives, datasets, ops, store
+from ddlnl import _build, archives, datasets, files, ops, store
 from ddlnl.errors import DamagedError, InputError
 
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "papermill", "nbconvert", "jupyterlab")
@@ -105,6 +105,10 @@ def _store(root: Path) -> Iterator[Finding]:
     if aside:
         advice = f"they were replaced by new ones; look at them, then delete {root / 'damaged'}."
         yield Finding("set aside as damaged", ", ".join(aside), advice)
+    left = sorted(str(path) for path in root.rglob(".*.tmp") if not files.is_being_written(path))
+    if left:
+        advice = "a process was killed while it saved them; delete them, unless another machine is writing them now."
+        yield Finding("halves of files", ", ".join(left), advice)
 
 
 def _damaged(records: list[Path], artefacts: list[Path]) -> Iterator[Finding]:

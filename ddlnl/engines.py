@@ -2,7 +2,7 @@
 
 A process that dies under a cell (killed, out of memory, a lost node) costs a study time and nothing else: another one
 goes on from the store. A cell that fails ends the study and is named; where the store could not be written,
-the sentence says what to do.
+the sentence says what to do. A mistake in the code keeps its traceback.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ddlnl import evaluation, slurm
 from ddlnl.cell_run import run_cell
 from ddlnl.cells import Cell
-from ddlnl.errors import InputError
+from ddlnl.errors import CellFailed, InputError, Unfinished
 from ddlnl.methods import check
 from ddlnl.store import Store
 
@@ -47,7 +47,8 @@ def run(
 ) -> None:
     """Compute every cell into the store at `root`; the first failure ends the run and names its cell.
 
-    one: what is computed of a cell, a function of a module; None for the cell itself.
+    one: what is computed of a cell, a function of a module; None for the cell itself. Raises `CellFailed` where a cell
+    cannot be computed or its processes die again and again, `InputError` where the store cannot be written.
     """
     check(engine, ENGINES, "engine")
     root = root.absolute()
@@ -81,9 +82,10 @@ def _rounds(cells: list[Cell], start: Callable[[list[Cell]], Iterator[Cell]]) ->
             yield cell
         fruitless = fruitless + 1 if len(left) == count else 0
         if fruitless == ROUNDS:
-            raise RuntimeError(
-                f"{ROUNDS} times in a row processes died before a cell was finished, perhaps for lack of memory; fewer "
-                f"workers may help. {count} cells are left, among them: {left[0]}."
+            raise CellFailed(
+                f"{ROUNDS} times in a row processes died before a cell was finished, perhaps for lack of memory, where "
+                'fewer workers help, or because a script starts its study outside `if __name__ == "__main__":`. '
+                f"{count} cells are left, among them: {left[0]}."
             )
         if left:
             warnings.warn(
@@ -98,11 +100,13 @@ def _compute(cell: Cell, root: Path, data_dir: str | Path | None, device: str, o
         raise
     except OSError as error:
         if error.errno not in STORE_FAILS and not str(error.filename).startswith(str(root)):
-            raise RuntimeError(f"The cell ({cell}) failed: {error}") from error
+            raise CellFailed(f"The cell ({cell}) failed: {error}") from error
         raise InputError(
             f"The cell ({cell}) stopped: {error}; what was finished is kept, so run it again when {root} has room and "
             "can be written to, or name another folder as store_dir (or $DDLNL_STORE)."
         ) from error
+    except (Unfinished, MemoryError, torch.OutOfMemoryError) as error:
+        raise CellFailed(f"The cell ({cell}) failed: {str(error) or 'there is not enough memory.'}") from error
     except Exception as error:
         raise RuntimeError(f"The cell ({cell}) failed: {error}") from error
 

@@ -1,4 +1,4 @@
-"""One-sentence refusals of bad input."""
+"""What a caller is told: refusals of bad input, and why work that began could not be finished."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ class InputError(ValueError):
         return [f"InputError: {self}"]
 
 
-class DamagedError(RuntimeError):
-    """A stored artefact does not match its checksum; the message names the file and where it was set aside."""
+class Unfinished(RuntimeError):
+    """Work that began cannot be finished, for a reason that is not a mistake in the code; the message names it."""
+
+
+class CellFailed(Unfinished):
+    """A cell of a study could not be computed; the message names it and says why."""
+
+
+class DamagedError(Unfinished):
+    """A stored artefact does not match its checksum; the message names the file."""
 
 
 def reason(error: Exception) -> str:

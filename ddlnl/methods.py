@@ -31,6 +31,7 @@ CLEANED = ("cleaned", "cleaned_dance")  # clean the images by confident learning
 WHOLE = ("full", *robust.METHODS, "cleaned")  # train on all images, so they have no IPC and make no set
 METHODS = DISTILLERS + CONTROLS + robust.METHODS + CLEANED
 DANCE = ("dance", "cleaned_dance")
+MOST = 10_000  # seeds, workers, images per class: what is more is a slip
 WITH_EXPERTS = (*DANCE, "random_soft", "predicted")  # those of DANCE; DATM has trajectories, RCIG none
 
 
@@ -43,6 +44,12 @@ def check(name: object, allowed: tuple[str, ...] | dict, what: str) -> None:
 def is_whole(value: object) -> bool:
     """True for an int that is not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_count(value: object, what: str) -> None:
+    """Raise `InputError`, naming `what` it counts, unless `value` is a whole number from 1 to `MOST`."""
+    if not is_whole(value) or not 1 <= value <= MOST:
+        raise InputError(f"The {what} is {value!r}, and it must be a whole number of at least 1 and at most {MOST}.")
 
 
 def check_square(images: ImageSet) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 from IPython import get_ipython
 
 from ddlnl import datasets, methods
 from ddlnl.engines import ENGINES, check_device
 from ddlnl.errors import InputError, nearest
+from ddlnl.places import path_of
 from ddlnl.profiles import PROFILES
 
 PLAIN = (type(None), bool, int, float, str, list, dict, datetime.date)  # what a YAML or JSON parameter can be
@@ -68,7 +68,7 @@ def check(namespace: Mapping[str, object], *more: str, only: Sequence[str] = OF_
         _text(name, getattr(given, name))
     for name in ("data_dir", "store_dir", "records"):
         if getattr(given, name) is not None:
-            _text(name, getattr(given, name))
+            path_of(_text(name, getattr(given, name)), f"parameter {name!r}")
     methods.check(given.engine, ENGINES, "engine")
     check_device(given.device, given.engine)
     return replace(
@@ -103,8 +103,7 @@ def _text(name: str, value: object) -> str:
 
 
 def _whole(name: str, value: object) -> int:
-    if not methods.is_whole(value) or value < 1:
-        raise InputError(f"The parameter {name!r} is {value!r}, and it must be a whole number of at least 1.")
+    methods.check_count(value, f"parameter {name!r}")
     return value
 
 
@@ -118,7 +117,7 @@ def _list(name: str, value: object) -> Sequence:
 def _dataset(name: object) -> str:
     if not _text("dataset", name).endswith(".npz"):
         methods.check(name, datasets.NAMES, "dataset")
-    elif not Path(name).expanduser().is_file():
+    elif not path_of(name, "dataset").is_file():
         raise InputError(f"There is no file {name}; a dataset is {', '.join(datasets.NAMES)} or an archive's path.")
     return name
 

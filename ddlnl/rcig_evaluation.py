@@ -115,8 +115,8 @@ def train_students(
     for step in range(finished, protocol.total(count)):
         students.step(step)
         if step + 1 in points:
-            students.require_finite(step)
-            marks.enter(step + 1, students.predict)
+            students.require_finite("weights", students.flat, step)
+            marks.enter(step + 1, lambda images, step=step: students.predict(images, step))
         if progress:
             progress.save(step + 1, lambda: students.tensors() | marks.tensors())
     return marks.curves()
@@ -159,18 +159,20 @@ class _Students:
             images = rcig_augment.draw(self.protocol.augmentation, len(images), images.shape[2], source)(images)
         return images, targets
 
-    def predict(self, images: Tensor) -> Tensor:
-        """(S, N) classes of (N, C, H, W) images."""
+    def predict(self, images: Tensor, step: int) -> Tensor:
+        """(S, N) classes of (N, C, H, W) images, after `step`. Raises `training.NotFinite`."""
         rows = _ROWS_ON_CPU if images.device.type == "cpu" else 1000
         each = [
-            torch.cat([Linearised(self.network, flat, part, rows).logits.argmax(1) for part in images.split(rows)])
+            torch.cat([Linearised(self.network, flat, part, rows).logits for part in images.split(rows)])
             for flat in self.flat
         ]
-        return torch.stack(each)
+        logits = torch.stack(each)
+        self.require_finite("logits", logits, step)
+        return logits.argmax(2)
 
-    def require_finite(self, step: int) -> None:
-        if not bool(torch.isfinite(self.flat).all()):
+    def require_finite(self, name: str, tensor: Tensor, step: int) -> None:
+        if not bool(torch.isfinite(tensor).all()):
             raise training.NotFinite(
-                f"The weights of RCIG's students are not finite after step {step + 1}; a smaller learning rate than "
+                f"The {name} of RCIG's students are not finite after step {step + 1}; a smaller learning rate than "
                 f"{self.protocol.lr} may help."
             )

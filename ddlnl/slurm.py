@@ -7,13 +7,14 @@ A job that is preempted or runs out of time queues itself again and goes on from
 from __future__ import annotations
 
 import shutil
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ddlnl.cells import Cell
-from ddlnl.errors import InputError
+from ddlnl.errors import InputError, Unfinished
 
 CLUSTER = "slurm"  # the executor of submitit; its "local" runs the same jobs as processes of this machine
 MINUTES = 24 * 60
@@ -27,8 +28,14 @@ class Job:
     compute: Callable[[Cell], None]
     cell: Cell
 
-    def __call__(self) -> None:
-        self.compute(self.cell)
+    def __call__(self) -> Exception | None:
+        """What refused or ended the cell comes back as it is; of what is raised, submitit keeps the text alone."""
+        try:
+            self.compute(self.cell)
+        except (InputError, Unfinished) as error:
+            traceback.print_exc()  # into the log of the job
+            return error
+        return None
 
     def checkpoint(self) -> Any:
         """What submitit queues in place of this job before Slurm ends it."""
@@ -41,7 +48,7 @@ def jobs(cells: list[Cell], compute: Callable[[Cell], None], workers: int, root:
     """Yield each cell when its job has finished; a cell whose job was killed is left out.
 
     At most `workers` jobs run at once. Their logs go to the folder "submitit" of the store. Raises `InputError` where
-    there is no submitit or no Slurm.
+    there is no submitit or no Slurm, and what a job gives back.
     """
     executor = _executor(root, device, workers)
     from submitit.core.utils import FailedJobError, UncompletedJobError
@@ -53,11 +60,13 @@ def jobs(cells: list[Cell], compute: Callable[[Cell], None], workers: int, root:
     try:
         for job in as_completed(submitted, poll_frequency=1):
             try:
-                job.result()
+                failure = job.result()
             except FailedJobError:  # the cell's own failure; it is an UncompletedJobError too
                 raise
             except UncompletedJobError:
                 continue
+            if failure is not None:
+                raise failure
             yield of_job[job.job_id]
     finally:
         for job in submitted:

@@ -7,20 +7,24 @@
     store/progress/<key>.safetensors    the last state of a loop that is under way
     store/damaged/                      files that failed their checksum, set aside with a warning
 
-A write is a temporary file, fsync, rename. A file that fails its checksum is named, set aside and computed again.
+A write is a temporary file, fsync, rename. A file that fails its checksum is named; who can compute it again sets it
+aside and does, everybody else does without it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
+import errno
 import hashlib
 import json
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 import pandas as pd
@@ -31,12 +35,20 @@ import torch
 from torch import Tensor
 
 from ddlnl.errors import DamagedError, InputError, reason
-from ddlnl.files import replacing
+from ddlnl.files import remove_leftovers, replacing
+from ddlnl.places import of_user, path_of
 
 FORMAT = 2
 """What is written. Format 1 is read too: its checksums cover the body alone, those since 2 also the format's number, so
 that a damaged number is not taken for another format."""
 READ = (1, FORMAT)
+PATIENCE = 30.0
+"""For how many seconds a lock is waited for in silence."""
+SHARE = 50
+"""A loop goes on for at least so many times as long as its last state took to save: 2 % of the time go into saving."""
+_ABSENT = (FileNotFoundError, NotADirectoryError)
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+_Read = TypeVar("_Read")
 _CELL_COLUMNS_FIRST = ["dataset", "noise", "rate", "imbalance", "method", "ipc", "seed", "profile"]
 _COLUMNS_OF_NO_CELLS = [
     *_CELL_COLUMNS_FIRST,
@@ -114,35 +126,41 @@ def _require_known(path: Path, form: int) -> None:
 
 
 def default_directory() -> Path:
-    """Where results go unless told otherwise: $DDLNL_STORE, else the user's data directory."""
-    return Path(os.environ.get("DDLNL_STORE") or platformdirs.user_data_dir("ddlnl"))
+    """Where results go unless told otherwise: $DDLNL_STORE, else the user's data directory.
+
+    Raises `InputError` where there is neither.
+    """
+    if named := os.environ.get("DDLNL_STORE"):
+        return path_of(named, "folder $DDLNL_STORE")
+    found = of_user(platformdirs.user_data_dir)
+    if found is None:
+        raise InputError("This user has no home folder for results; name a folder as store_dir (or $DDLNL_STORE).")
+    return found
 
 
 class Store:
     """One folder of records and artefacts; safe for several processes at once."""
 
     def __init__(self, directory: str | Path | None = None) -> None:
-        self.root = Path(directory) if directory is not None else default_directory()
+        self.root = default_directory() if directory is None else path_of(directory, "folder store_dir")
 
     def record(self, kind: str, key: str) -> dict[str, Any] | None:
         """The finished record, or None where there is none (or it was damaged, which is reported and set aside).
 
-        Raises `InputError` for a record of a format that this version does not read.
+        For code that computes what is missing; other code has `shown`. Raises `InputError` for a record of a format
+        that this version does not read.
         """
-        path = self.root / "records" / kind / f"{key}.json"
-        if not path.exists():
-            return None
-        try:
-            return read_record(path)["body"]
-        except DamagedError as error:
-            self._set_aside(path, error)
-            return None
+        whole = self._whole(read_record, self.record_path(kind, key))
+        return None if whole is None else whole["body"]
+
+    def record_path(self, kind: str, key: str) -> Path:
+        return self.root / "records" / kind / f"{key}.json"
 
     def save_record(self, kind: str, key: str, body: Mapping[str, Any]) -> None:
         text = json.dumps(body, sort_keys=True, allow_nan=False)
         digest = hashlib.sha256(_covered(FORMAT, text)).hexdigest()
         whole = {"format": FORMAT, "digest": digest, "body": json.loads(text)}
-        with replacing(self.root / "records" / kind / f"{key}.json") as file:
+        with replacing(self.record_path(kind, key)) as file:
             file.write(json.dumps(whole, indent=1).encode())
 
     def tensors(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -154,13 +172,7 @@ class Store:
 
     def read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The tensors of a file of this store, or None where there is none (or it was damaged: reported, set aside)."""
-        if not path.exists():
-            return None
-        try:
-            return read_tensors(path)
-        except DamagedError as error:
-            self._set_aside(path, error)
-            return None
+        return self._whole(read_tensors, path)
 
     def compute(self, key: str, make: Callable[[], Mapping[str, Tensor]], meta: Mapping[str, Any]) -> dict[str, Tensor]:
         """The artefact's tensors, made now if they are not there; a second process waits instead of making them too."""
@@ -171,35 +183,93 @@ class Store:
                 found = self.tensors(key)
         return found[0]
 
-    def lock(self, key: str) -> filelock.BaseFileLock:
-        """A lock between processes; the system releases it when its holder dies."""
+    @contextlib.contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Only one process is inside at a time; the system lets the next one in when its holder dies.
+
+        Who waits long is told so on standard error. Raises `InputError` where the file system has no such locks: a file
+        in their place would outlive a holder that is killed, and everybody else would wait for ever.
+        """
         path = self.root / "locks" / f"{key}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(path)
+        lock = filelock.FileLock(path, fallback_to_soft=False)
+        try:
+            _acquire(lock)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise InputError(
+                f"The file system of the store {self.root} has no locks ({error.strerror}), and they keep processes "
+                "apart; name a folder on another one as store_dir (or $DDLNL_STORE)."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def progress(self, key: str, interval: float = 20.0) -> Progress:
         return Progress(self, self.root / "progress" / f"{key}.safetensors", interval)
 
     def forget_progress(self, prefix: str) -> None:
         """Drop the states of loops whose results are safely in the store: those under keys that begin with `prefix`."""
-        for path in (self.root / "progress").glob(f"{prefix}*.safetensors"):
+        folder = self.root / "progress"
+        for path in folder.glob(f"{prefix}*.safetensors"):
             path.unlink(missing_ok=True)
+        remove_leftovers(folder, f"{prefix}*")
 
-    def _set_aside(self, path: Path, error: DamagedError) -> None:
-        place = self.root / "damaged" / f"{path.name}.{time.time_ns()}"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, place)
-        warnings.warn(f"{error} It was moved to {place} and is computed again.", stacklevel=3)
+    def _whole(self, read: Callable[[Path], _Read], path: Path) -> _Read | None:
+        """What `read` finds in a file, or None where there is none or a damaged one, which is set aside."""
+        with contextlib.suppress(*_ABSENT, DamagedError):
+            return read(path)
+        if not path.exists():
+            return None
+        with self.lock("damaged"):
+            try:
+                return read(path)  # another process may have set it aside meanwhile, and made it again
+            except _ABSENT:
+                return None
+            except DamagedError as error:
+                place = self.root / "damaged" / f"{path.name}.{time.time_ns()}"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
+                warnings.warn(f"{error} It was moved to {place} and is computed again.", stacklevel=3)
+                return None
+
+
+def _acquire(lock: filelock.BaseFileLock) -> None:
+    """Take the lock, however long it takes."""
+    began = datetime.datetime.now().strftime("%H:%M:%S")
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except filelock.Timeout:
+        print(f"Waiting since {began} for {lock.lock_file}, which another process holds.", file=sys.stderr, flush=True)
+        lock.acquire()
+
+
+def shown(read: Callable[[Path], _Read], path: Path) -> _Read | None:
+    """What `read_record` or `read_tensors` finds in a file of a store, for code that computes nothing.
+
+    None where there is no file, or a damaged one, which is named in a warning and left where it is.
+    """
+    try:
+        return read(path)
+    except _ABSENT:
+        return None
+    except DamagedError as error:
+        warnings.warn(f"{error} It is left out; the next study that needs it computes it again.", stacklevel=3)
+        return None
 
 
 class Progress:
-    """The last state of a loop, written at most every `interval` seconds, and the seconds the loop has taken in all.
+    """The last state of a loop, and the seconds the loop has taken in all.
 
+    It is written at most every `interval` seconds, and more rarely where that takes long (`SHARE`); 0 is at every step.
     aside: wall-clock seconds that went by in `paused`, which `seconds` leaves out.
     """
 
     def __init__(self, store: Store, path: Path, interval: float) -> None:
         self.store, self.path, self.interval = store, path, interval
+        self.took = 0.0
         self.started = self.saved_at = time.monotonic()
         self.before = self.aside = 0.0
 
@@ -217,10 +287,12 @@ class Progress:
         return found[1]["step"], found[0]
 
     def save(self, step: int, state: Callable[[], dict[str, Tensor]]) -> None:
-        """Write `state()` unless the last write was less than the interval ago."""
-        if time.monotonic() - self.saved_at >= self.interval:
+        """Write `state()` unless the last write was too short a while ago."""
+        began = time.monotonic()
+        if began - self.saved_at >= (self.interval and max(self.interval, SHARE * self.took)):
             write_tensors(self.path, state(), {"step": step, "seconds": self.seconds, "aside": self.aside})
             self.saved_at = time.monotonic()
+            self.took = self.saved_at - began
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -252,8 +324,8 @@ def table(store_dir: str | Path | None = None, kind: str = "cell") -> pd.DataFra
     kind: of the records; "transfer" are those of `ddlnl.transfer`.
     """
     store = Store(store_dir)
-    paths = sorted((store.root / "records" / kind).glob("*.json"))
-    return frame([body for path in paths if (body := store.record(kind, path.stem)) is not None])
+    found = (shown(read_record, path) for path in sorted(store.record_path(kind, "").parent.glob("*.json")))
+    return frame([whole["body"] for whole in found if whole is not None])
 
 
 def frame(records: list[dict[str, Any]]) -> pd.DataFrame:

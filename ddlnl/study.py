@@ -18,9 +18,9 @@ from ddlnl import engines, noise, stored_sets
 from ddlnl.cells import Cell, cell_key, initial_key, prepare
 from ddlnl.distilled import DistilledSet
 from ddlnl.errors import InputError
-from ddlnl.methods import CONTROLS, DISTILLERS, METHODS, WHOLE, check, is_whole
+from ddlnl.methods import CONTROLS, DISTILLERS, METHODS, WHOLE, check, check_count, is_whole
 from ddlnl.profiles import PROFILES
-from ddlnl.store import Store, frame, table
+from ddlnl.store import Store, frame, read_record, shown, table
 
 
 def grid(
@@ -35,8 +35,8 @@ def grid(
 ) -> list[Cell]:
     """All cells of a grid; what is None comes from the profile, and one value stands for a list of it.
 
-    rates are those of symmetric noise; `noises` names any noise instead (`"asymmetric:0.4"`, `"human:worst"`). seeds is
-    how many (0, 1, ...). Raises `InputError` on an unknown name or an impossible number.
+    rates are those of symmetric noise; in their place `noises` names any noise (`"asymmetric:0.4"`, `"human:worst"`).
+    seeds is how many (0, 1, ...). Raises `InputError` on an unknown name or an impossible number.
     """
     check(profile, PROFILES, "profile")
     chosen = PROFILES[profile]
@@ -44,23 +44,31 @@ def grid(
     for method in methods:
         check(method, METHODS, "method")
     seeds = chosen.seeds if seeds is None else seeds
-    if not is_whole(seeds) or seeds < 1:
-        raise InputError(f"The number of seeds is {seeds!r}, and it must be a whole number of at least 1.")
+    check_count(seeds, "number of seeds")
     ipcs = chosen.ipcs if ipcs is None else [ipcs] if is_whole(ipcs) else ipcs
     for ipc in ipcs:
-        if not is_whole(ipc) or ipc < 1:
-            raise InputError(f"The IPC is {ipc!r}, and it must be a whole number of at least 1.")
-    if noises is None:
-        rates = chosen.rates if rates is None else [rates] if isinstance(rates, (int, float)) else rates
-        noises = [f"symmetric:{rate}" for rate in rates]
-    noises = [noises] if isinstance(noises, str) else noises
-    noises = list(dict.fromkeys(str(noise.parse(spec)) for spec in noises))
+        check_count(ipc, "IPC")
+    noises = _noises(chosen.rates if rates is None and noises is None else rates, noises)
     sizes = {method: (0,) if method in WHOLE else tuple(dict.fromkeys(ipcs)) for method in methods}
     return [
         Cell(chosen.dataset if dataset is None else dataset, spec, method, ipc, seed, profile, imbalance)
         for spec, seed, method in itertools.product(noises, range(seeds), dict.fromkeys(methods))
         for ipc in sizes[method]
     ]
+
+
+def _noises(rates: float | Sequence[float] | None, noises: str | Sequence[str] | None) -> list[str]:
+    """The names of the noises, each once, from the one of the two that is not None."""
+    if rates is not None and noises is not None:
+        raise InputError("Give either rates or noises, which can name the noise of a rate R too, as 'symmetric:R'.")
+    if isinstance(rates, str):
+        raise InputError(
+            f"The rates are the text {rates!r}, and they must be one number from 0 to 1 or a list of them."
+        )
+    if noises is None:
+        noises = [f"symmetric:{rate}" for rate in ([rates] if isinstance(rates, (int, float)) else rates)]
+    noises = [noises] if isinstance(noises, str) else noises
+    return list(dict.fromkeys(str(noise.parse(spec)) for spec in noises))
 
 
 def run(
@@ -119,32 +127,31 @@ def _condition(cell: Any) -> tuple:
 
 def collected(kind: str, keys: Mapping[Cell, str], store: Store) -> list[dict[str, Any]]:
     """The records of computed cells; raises `InputError` where one is missing after all."""
-    records = {cell: store.record(kind, key) for cell, key in keys.items()}
-    if lost := [cell for cell, record in records.items() if record is None]:
+    found = {cell: shown(read_record, store.record_path(kind, key)) for cell, key in keys.items()}
+    if lost := [cell for cell, whole in found.items() if whole is None]:
         raise InputError(
             f"The cell ({lost[0]}) has no record after all: its archive was replaced, or the store {store.root} was "
             "moved or damaged, while the study ran; run it again."
         )
-    return list(records.values())
+    return [whole["body"] for whole in found.values()]
 
 
 def check_workers(workers: object) -> None:
     """Raise `InputError` unless it is a possible number of processes."""
-    if not is_whole(workers) or workers < 1:
-        raise InputError(f"The number of workers is {workers!r}, and it must be a whole number of at least 1.")
+    check_count(workers, "number of workers")
 
 
 def finished(cell: Cell, store_dir: str | Path | None = None, data_dir: str | Path | None = None) -> dict[str, Any]:
     """The record of a cell; raises `InputError` where it has not finished in the store."""
     store = Store(store_dir)
-    record = store.record("cell", cell_key(cell, data_dir))
-    if record is None:
+    whole = shown(read_record, store.record_path("cell", cell_key(cell, data_dir)))
+    if whole is None:
         raise InputError(f"The cell ({cell}) has not finished in the store {store.root}; run it with study.run first.")
-    return record
+    return whole["body"]
 
 
 def distilled(cell: Cell, store_dir: str | Path | None = None, data_dir: str | Path | None = None) -> DistilledSet:
-    """The set that a finished cell made, its checksum verified; a damaged file is set aside and counts as missing.
+    """The set that a finished cell made, its checksum verified; a damaged file is named and counts as missing.
 
     Raises `InputError` where the cell has not finished, where it makes no set (a method of `WHOLE`), or where the store
     does not have the set any more, and says what to run.
@@ -154,7 +161,7 @@ def distilled(cell: Cell, store_dir: str | Path | None = None, data_dir: str | P
     store, key = Store(store_dir), cell_key(cell, data_dir)
     found = stored_sets.read(store, finished(cell, store_dir, data_dir)["parents"]["set"])
     if found is None:
-        path = store.root / "records" / "cell" / f"{key}.json"
+        path = store.record_path("cell", key)
         raise InputError(
             f"The store {store.root} has the record of the cell ({cell}), but not its distilled set; move the record "
             f"{path} away and run the cell again with study.run."

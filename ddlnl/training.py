@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddlnl import augment, networks
+from ddlnl.errors import Unfinished
 from ddlnl.generators import derive, generator
 from ddlnl.networks import Stack
 
@@ -139,11 +140,11 @@ class Objective:
         """Put back what `state` returned."""
 
 
-class NotFinite(RuntimeError):
+class NotFinite(Unfinished):
     """A loss or another tensor became NaN or infinite; the message names it and when."""
 
 
-class NoProgress(RuntimeError):
+class NoProgress(Unfinished):
     """A loop goes on without changing anything; the message says why and what helps."""
 
 
@@ -182,7 +183,8 @@ def train(
         progress: where to resume from; the end result is that of an uninterrupted run.
         objective: what is minimised, None for the cross-entropy.
 
-    Raises `NotFinite` at the end of an epoch in which a loss became NaN or infinite.
+    Raises `NotFinite` at the end of an epoch in which a loss became NaN or infinite, and where the last step made a
+    network useless: that shows in its logits alone.
     """
     optimiser = torch.optim.SGD(
         stack.parameters.values(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -202,8 +204,16 @@ def train(
                 f"The training loss became {loss.item()} in epoch {epoch + 1} of {recipe.epochs}; "
                 f"a smaller learning rate than {recipe.lr} may help."
             )
-        if after_epoch:
-            after_epoch(epoch + 1)
+        try:
+            if epoch + 1 == recipe.epochs:
+                predict(stack, images[: recipe.batch_size])
+            if after_epoch:
+                after_epoch(epoch + 1)
+        except NotFinite as error:
+            raise NotFinite(
+                f"{error} That was after epoch {epoch + 1} of {recipe.epochs}; "
+                f"a smaller learning rate than {recipe.lr} may help."
+            ) from error
         if progress:
             progress.save(epoch + 1, lambda: _snapshot(stack, optimiser, objective))
 
@@ -255,7 +265,15 @@ def _restore(stack: Stack, optimiser: torch.optim.SGD, objective: Objective, sta
 
 @torch.no_grad()
 def predict(stack: Stack, images: Tensor, batch_size: int | None = None) -> Tensor:
-    """(M, N, K) logits of every network on (N, C, H, W) preprocessed images."""
+    """(M, N, K) logits of every network on (N, C, H, W) preprocessed images.
+
+    Raises `NotFinite` where one is NaN or infinite: the largest of such logits would name a class all the same.
+    """
     # A GPU takes what fits (counted at 32x32 pixels), a CPU what stays in its cache.
     batch_size = batch_size or (max(1, 2000 * 1024 // (images[0, 0].numel() * len(stack))) if images.is_cuda else 128)
-    return torch.cat([stack(batch, training=False) for batch in images.split(batch_size)], 1)
+    logits = torch.cat([stack(batch, training=False) for batch in images.split(batch_size)], 1)
+    fine = torch.isfinite(logits).flatten(1).all(1)
+    if not fine.all():
+        bad = ", ".join(str(number) for number, good in enumerate(fine.tolist(), 1) if not good)
+        raise NotFinite(f"The logits of network {bad} of {len(stack)} are not finite.")
+    return logits

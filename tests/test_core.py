@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -273,6 +275,17 @@ def test_a_process_waits_for_another_s_build_only_so_long(package, tmp_path, mon
     with filelock.FileLock(tmp_path / "cache" / f"{key}.lock"):
         found, _ = _core._find(package)
     assert found.reason == "The compiled core is still being compiled by another process after 0.2 s."
+
+
+def test_where_the_file_system_has_no_locks_nothing_is_compiled(package, tmp_path, monkeypatch):
+    """A file in the place of a lock would outlive a process that is killed."""
+
+    def flock(file: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    found, _ = _core._find(package)
+    assert re.fullmatch(r"The compiled core cannot be compiled into .* \(.*Function not implemented\)\.", found.reason)
 
 
 # ---------------------------------------------------------------- damage

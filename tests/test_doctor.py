@@ -10,7 +10,7 @@ import torch
 from image_sets import arrays, save
 from test_study import archive_path as archive_path
 
-from ddlnl import datasets, doctor
+from ddlnl import datasets, doctor, files
 from ddlnl import store as store_module
 from ddlnl.__main__ import main
 from ddlnl.store import FORMAT, Store, write_tensors
@@ -84,6 +84,14 @@ def test_files_that_were_set_aside_are_named(store):
     (problem,) = problems(store)
     assert problem.what == "set aside as damaged"
     assert "one.safetensors" in problem.found
+
+
+def test_halves_of_files_that_killed_saves_left_are_named(store):
+    left = store.artefact_path("one").with_name(".one.safetensors.0123abcd.77.tmp")
+    left.touch()
+    with files.replacing(store.artefact_path("two")):
+        (problem,) = problems(store)
+    assert (problem.what, problem.found) == ("halves of files", str(left))
 
 
 def test_a_missing_package_a_full_disk_and_a_damaged_archive_are_named(store, tmp_path, monkeypatch):

@@ -17,8 +17,9 @@ from test_study import environment, lasting
 
 from ddlnl import engines, parameters, slurm, study
 from ddlnl.cells import Cell
-from ddlnl.errors import InputError
+from ddlnl.errors import CellFailed, InputError
 from ddlnl.profiles import PROFILES
+from ddlnl.training import NotFinite
 
 
 def die_once(marker: Path) -> None:
@@ -130,6 +131,29 @@ def test_a_job_that_fails_names_its_cell(archive_path, tmp_path, monkeypatch):
         study.run([cell], tmp_path / "jobs", device="cpu", engine="slurm", progress=False)
 
 
+class DivergingJob(slurm.Job):
+    def __call__(self) -> Exception | None:
+        return slurm.Job(partial(self.compute, one=diverge), self.cell)()
+
+
+def diverge(*_: object) -> None:
+    raise NotFinite("The training loss became nan in epoch 1 of 3.")
+
+
+def test_a_job_that_diverges_ends_the_study_with_one_sentence(archive_path, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(slurm, "CLUSTER", "local")
+    monkeypatch.setattr(slurm, "Job", DivergingJob)
+    cell = Cell(archive_path, "clean", "random", 1, 0, "demo")
+    with pytest.raises(CellFailed) as stopped:
+        study.run([cell], tmp_path / "jobs", device="cpu", engine="slurm", progress=False)
+    assert str(stopped.value) == f"The cell ({cell}) failed: The training loss became nan in epoch 1 of 3."
+    (log,) = (tmp_path / "jobs" / "submitit").glob("*_log.err")
+    assert "in diverge" in log.read_text()
+
+
 class FailingJob(slurm.Job):
     def __call__(self) -> None:
         slurm.Job(partial(self.compute, one=lambda *_: 1 / 0), self.cell)()
@@ -140,7 +164,9 @@ def test_processes_that_die_again_and_again_end_the_study_with_a_sentence():
     rounds = iter([cells[:1], [], [], [], []])
     with (
         pytest.warns(UserWarning, match="A process died"),
-        pytest.raises(RuntimeError, match=r"1 cells are left.*IPC 2"),
+        pytest.raises(
+            CellFailed, match=r'lack of memory.*outside `if __name__ == "__main__":`\. 1 cells are left.*IPC 2'
+        ),
     ):
         list(engines._rounds(cells, lambda left: iter(next(rounds))))
     assert list(rounds) == [[]]  # one round that finished a cell and three fruitless ones

@@ -109,6 +109,15 @@ def test_images_in_the_space_of_the_preprocessing_are_trained_on_as_they_are(tmp
         concatenate([pixels, whitened])
 
 
+@pytest.mark.parametrize("method", ["random", "datm"])
+def test_students_that_diverge_in_their_last_step_have_no_accuracy(method):
+    """The rate is that of a recipe, or one that DATM learned: its only loss is that of the fresh networks."""
+    one_step = training.Recipe(epochs=1, batch_size=64, lr=1e20)
+    small = small_set(method=method, protocol=replace(profile().student, recipe=one_step))
+    with pytest.raises(training.NotFinite, match="logits of network 1, 2 of 2 are not finite"):
+        evaluation.evaluate(small, image_set(seed=1), repeats=2, device="cpu")
+
+
 def test_a_damaged_distilled_set_is_refused(tmp_path):
     path = tmp_path / "set.safetensors"
     small_set().save(path)

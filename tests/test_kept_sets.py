@@ -65,17 +65,21 @@ def test_without_a_set_a_sentence_says_what_to_run(cell, record, tmp_path):
     assert len(study.distilled(cell, tmp_path)) == len(study.initial(cell, tmp_path)) == 6
 
 
-def test_a_damaged_set_is_set_aside_and_never_used(cell, record, tmp_path):
+def test_a_damaged_set_is_named_and_never_used_and_set_aside_when_the_cell_runs_again(cell, record, tmp_path):
     path = store.Store(tmp_path).artefact_path(record["parents"]["set"])
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    whole = path.read_bytes()
+    content = whole[:-1] + bytes([whole[-1] ^ 1])
     path.write_bytes(content)
     with (
         pytest.warns(UserWarning, match="does not match its checksum"),
-        pytest.raises(InputError, match="but not its distilled set"),
+        pytest.raises(InputError, match="but not its distilled set; move the record"),
     ):
         study.distilled(cell, tmp_path)
-    assert not path.exists()
+    assert path.read_bytes() == content
+    store.Store(tmp_path).record_path("cell", record["key"]).unlink()
+    with pytest.warns(UserWarning, match="It was moved to"):
+        study.run([cell], tmp_path, device="cpu", progress=False)
+    assert path.read_bytes() == whole
     assert [kept.read_bytes() for kept in (tmp_path / "damaged").iterdir()] == [content]
 
 

@@ -87,6 +87,13 @@ def test_students_that_diverge_are_refused():
         rcig_evaluation.train_students(images, training.one_hot(labels, 2), protocol, {"test": separable(4, 1)}, [0])
 
 
+def test_students_whose_weights_are_finite_and_whose_logits_are_not_are_refused():
+    images, labels = separable(4, 0)
+    protocol = Protocol(1, 4, steps=1, lr=1e37, warmup=0)
+    with pytest.raises(training.NotFinite, match=r"The logits of RCIG's students are not finite after step 1"):
+        rcig_evaluation.train_students(images, training.one_hot(labels, 2), protocol, {"test": separable(4, 1)}, [0])
+
+
 def one(strategy, images, seed=0):
     return rcig_augment.draw(strategy, len(images), images.shape[2], generator(seed, "test"))(images)
 

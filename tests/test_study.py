@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -316,7 +318,11 @@ def test_an_evaluation_lost_behind_a_resumed_run_is_made_again(archive_path, tmp
         ({"ipcs": [True]}, "whole number"),
         ({"ipcs": [2.0]}, "whole number"),
         ({"seeds": 0}, "at least 1"),
+        ({"seeds": 10**9}, "at most 10000"),
         ({"noises": ["symetric:0.4"]}, "Did you mean 'symmetric'"),
+        ({"rates": [0.4], "noises": ["clean"]}, "either rates or noises"),
+        ({"rates": 0.0, "noises": "clean"}, "either rates or noises"),
+        ({"rates": "0"}, "text '0', and they must be one number"),
     ],
 )
 def test_an_impossible_grid_is_refused_with_one_sentence(arguments, sentence):
@@ -331,6 +337,7 @@ def test_an_impossible_grid_is_refused_with_one_sentence(arguments, sentence):
         ({"noises": ["human:worst"]}, {}, "human"),
         ({}, {"device": "cuda:77"}, "cannot be used"),
         ({}, {"workers": 0}, "at least 1"),
+        ({}, {"workers": 10**30}, "at most 10000"),
         ({}, {"engine": "slrum"}, "local, slurm"),
     ],
 )
@@ -338,8 +345,9 @@ def test_an_impossible_run_is_refused_before_any_training(
     archive_path, tmp_path, monkeypatch, arguments, options, sentence
 ):
     monkeypatch.setattr(study.engines, "run_cell", lambda *_: pytest.fail("work was started"))
+    grid = study.grid(archive_path, **(arguments if "noises" in arguments else {"rates": [0.0]} | arguments))
     with pytest.raises(InputError, match=sentence):
-        study.run(study.grid(archive_path, **({"rates": [0.0]} | arguments)), tmp_path, progress=False, **options)
+        study.run(grid, tmp_path, progress=False, **options)
 
 
 def test_a_failing_cell_is_named(archive_path, tmp_path, monkeypatch):
@@ -395,6 +403,15 @@ def test_held_out_images_are_noisy_and_never_trained_on(archive_path):
     assert (data.test.observed == data.test.clean).all()
 
 
+def test_the_images_of_one_noise_setting_are_held_at_a_time(archive_path):
+    """A copy of all training images, with which several workers fill a machine's memory."""
+    held = []
+    for spec in ("clean", "symmetric:0.5"):
+        held.append(weakref.ref(cells.prepare(Cell(archive_path, spec, "full", 0, 0, "demo"))))
+    gc.collect()
+    assert [one() is None for one in held] == [True, False]
+
+
 def test_no_method_sees_clean_labels(archive_path):
     noisy = ddlnl.noise.corrupt(ddlnl.datasets.load(archive_path).train, "symmetric:0.5", 0)
     blind = replace(noisy, clean=noisy.clean[::-1].copy())
@@ -415,6 +432,17 @@ def test_importing_human_labels_leaves_other_records_valid(archive_path):
     np.savez(archive_path, **arrays, observed_labels__worst=np.roll(arrays["train_labels"], 1))
     os.utime(archive_path, ns=(1, 1))
     assert cells.cell_key(human) != key
+
+
+def test_an_archive_named_from_the_home_folder_is_read_again_where_it_was_replaced(archive_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(archive_path).parent))
+    cell = Cell(f"~/{Path(archive_path).name}", "clean", "random", 1, 0, "demo")
+    before = cells.cell_key(cell)
+    assert before == cells.cell_key(replace(cell, dataset=archive_path))
+    arrays = dict(np.load(archive_path))
+    np.savez(archive_path, **arrays | {"train_images": 255 - arrays["train_images"]})
+    with pytest.raises(InputError, match=r"The archive of ~/small\.npz was replaced"):
+        cells.require_unchanged(cell, before)
 
 
 def test_distil_in_memory_gives_a_set_that_trains_students(archive_path):

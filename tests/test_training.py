@@ -104,6 +104,21 @@ def test_training_stops_with_a_sentence_when_the_loss_is_not_finite(data):
         trained((images * float("nan"), targets), [0])
 
 
+def test_training_stops_with_a_sentence_when_the_last_step_makes_the_logits_infinite(data):
+    """One step of one epoch: its loss is that of the fresh network, and every weight after it is finite."""
+    sentence = r"logits of network 1, 2 of 2 are not finite\. That was after epoch 1 of 1; .* than 1e\+20 may help"
+    with pytest.raises(training.NotFinite, match=sentence):
+        trained(data, [0, 1], Recipe(epochs=1, batch_size=64, lr=1e20))
+
+
+def test_the_networks_that_diverged_are_named(data):
+    stack = trained(data, [0, 1, 2], Recipe(epochs=1, lr=0.01))
+    with torch.no_grad():
+        list(stack.parameters.values())[-1][1] = float("inf")
+    with pytest.raises(training.NotFinite, match=r"logits of network 2 of 3 are not finite"):
+        training.predict(stack, data[0])
+
+
 def test_networks_of_a_stack_start_from_their_own_seeds_and_leave_the_global_generator_alone():
     before = torch.random.get_rng_state()
     first = networks.flatten(training.initialise(lambda: NETWORK.build(3, 8, 3), [4, 9], CPU).state())

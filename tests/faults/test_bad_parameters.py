@@ -16,6 +16,7 @@ from ddlnl.errors import InputError
 PROMISE = "wrong parameters are refused in one sentence"
 TEXTS = ["", " ", "../../etc/passwd", "/dev/null", "C:\\con", "a\nb", "x" * 5000, "\0", "💥", "None", "nan", "-1", "*"]
 NUMBERS = [math.nan, math.inf, -math.inf, -1, -0.5, 1.0000001, 10**30, 1e308, 2.5]
+PATHS = ["", " ", "\0", "x" * 5000, "~nobody-of-this-name/x"]
 OBJECTS = [b"demo", {"a": 1}, {1, 2}, object(), [[1]], [None], (), [[]], 1j, True, "true", int]
 
 
@@ -49,11 +50,11 @@ def no_work(monkeypatch):
 
 def bad_values(name: str) -> list:
     """Values that are wrong for a parameter of a study's notebook."""
-    counts = [value for value in NUMBERS if value not in (10**30,)] + [0, *TEXTS, *OBJECTS]
+    counts = [*NUMBERS, 0, 10**9, *TEXTS, *OBJECTS]
     text = [*NUMBERS, *TEXTS, *OBJECTS]
     return {
         "profile": text,
-        "dataset": text,
+        "dataset": [*text, *[f"{path}.npz" for path in PATHS]],
         "methods": [value for value in text if value != ()] + [["dance", "danse"], [["dance"]], "dance,datm", [1]],
         "rates": [*NUMBERS, *TEXTS, *[one for one in OBJECTS if one != ()], [0.1, math.nan], [1.5], ["0.4"], [True]],
         "ipc": [*counts, [1, 0], [1, "10"], [math.nan], [True], [2.0]],
@@ -61,10 +62,15 @@ def bad_values(name: str) -> list:
         "device": [*text, "cuda:99", "gpu", "cpu:x", "meta", "cuda:-1"],
         "workers": counts,
         "engine": [*text, "submitit", "slrum", "LOCAL"],
+        "data_dir": [*NUMBERS, *PATHS, *[one for one in OBJECTS if one != "true"]],
+        "store_dir": [*NUMBERS, *PATHS, *[one for one in OBJECTS if one != "true"]],
     }[name]
 
 
-STUDY = ("profile", "dataset", "methods", "rates", "ipc", "seeds", "device", "workers", "engine")
+STUDY = (
+    *("profile", "dataset", "methods", "rates", "ipc", "seeds", "device", "workers", "engine"),
+    *("data_dir", "store_dir"),
+)
 
 
 @pytest.mark.parametrize("name", STUDY)
@@ -112,13 +118,21 @@ def test_a_wrong_value_in_the_notebook_on_own_images_is_refused(name, tally):
 
 def run(**given: object) -> None:
     """A study of random images."""
-    study.run(study.grid(**({"methods": "random", "rates": 0} | given)), "no-such-store", device="cpu", progress=False)
+    usual = {"methods": "random"} | ({} if "noises" in given else {"rates": 0})
+    study.run(study.grid(**(usual | given)), "no-such-store", device="cpu", progress=False)
 
 
 def bad_calls() -> Iterator[tuple[Callable, dict]]:
     for value in [*NUMBERS, *TEXTS, True, None, 0]:
         yield ddlnl.denoise, {"data": "digits", "ipc": value}
         yield run, {"ipcs": [value]}
+        if value is not None:
+            yield run, {"seeds": value}
+    for value in PATHS:
+        yield study.run, {"cells": [], "store_dir": value}
+        yield run, {"dataset": f"{value}.npz"}
+        if value:
+            yield study.run, {"cells": study.grid("cifar10", 0, "random"), "data_dir": value}
     for value in [*TEXTS, "danse", "FULL"]:
         yield run, {"methods": [value]}
         yield run, {"profile": value}
@@ -153,6 +167,7 @@ def test_a_wrong_argument_in_python_is_refused(tally):
         *(["study", "--methods", "random", "--workers", value] for value in ("0", "-1", "x")),
         *(["study", "--methods", "random", "--engine", value] for value in ("slrum", "", "..")),
         *(["study", "--methods", "random", "--device", value] for value in ("cuda:99", "", "gpu")),
+        ["study", "--methods", "random", "--rates", "0.4", "--noises", "clean"],
         *(["study", "--dataset", value] for value in ("cifar11", "../x.npz", "", "/etc/passwd")),
         *(["denoise", value, "out"] for value in ("absent", "", "../x.npz")),
         *(["denoise", "digits", "out", "--ipc", value] for value in ("0", "1", "-4", "x", "100000")),

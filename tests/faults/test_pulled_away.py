@@ -127,7 +127,7 @@ def test_a_store_that_is_moved_or_deleted_is_made_anew_with_the_same_record(
     whole = lasting(study.run([cell], tmp_path / "whole", device="cpu", progress=False))
     run = {"dance": dance._Distillation, "datm": datm.Datm}[method]
     places = [(training, "_epoch", range(1, 6)), (run, "iterate", range(1, 4)), (store, "write_tensors", range(1))]
-    places += [(store.Store, "save_record", range(1, 4)), (store.Store, "record", range(1, 7))]
+    places += [(store.Store, "save_record", range(1, 4)), (store.Store, "record", range(1, 6))]
     draws = random.Random(f"{method} {how}")
     for number in range(tries(1, 5)):
         owner, name, calls = places[number % len(places)]
