@@ -6,6 +6,8 @@ study that ran for hours on a default nobody asked for is worse than a refusal.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -18,6 +20,7 @@ from ddlnl.errors import InputError, nearest
 from ddlnl.places import path_of
 from ddlnl.profiles import PROFILES
 
+PASSED = "ddlnl parameters passed"  # in the notes of a kernel
 PLAIN = (type(None), bool, int, float, str, list, dict, datetime.date)  # what a YAML or JSON parameter can be
 
 
@@ -84,16 +87,36 @@ def check(namespace: Mapping[str, object], *more: str, only: Sequence[str] = OF_
 
 
 def refuse_unknown(namespace: Mapping[str, object], known: list[str]) -> None:
-    """Raise `InputError` where a notebook's names hold a plain value that is none of the `known` parameters."""
+    """Raise `InputError` where a notebook's names hold a plain value that is none of the `known` parameters.
+
+    In a kernel in which a check has passed before, later cells have left plain values too. Then only the names count
+    that were assigned by the last cell which also assigned a parameter, so that parameters can be changed and all cells
+    run again.
+    """
     shell = get_ipython()
     hidden = () if shell is None else shell.user_ns_hidden
+    again = None if shell is None or not shell.meta.get(PASSED) else _last_given(shell.user_ns["In"][:-1], known)
     for name, value in namespace.items():
         if isinstance(value, PLAIN) and name not in known and name not in hidden and not name.startswith("_"):
+            if again is not None and name not in again:
+                continue
             allowed = ", ".join(known)
             raise InputError(
                 f"The parameter {name!r} is unknown; the parameters of this notebook are {allowed}."
                 f"{nearest(name, known)}"
             )
+    if shell is not None:
+        shell.meta[PASSED] = True
+
+
+def _last_given(cells: Sequence[str], known: Sequence[str]) -> set[str]:
+    """The names that the last of these cells assigns which assigns a known one."""
+    for source in reversed(cells):
+        with contextlib.suppress(SyntaxError):  # a cell with a command of IPython
+            names = {one.id for one in ast.walk(ast.parse(source)) if isinstance(getattr(one, "ctx", None), ast.Store)}
+            if names & set(known):
+                return names
+    return set()
 
 
 def _text(name: str, value: object) -> str:
