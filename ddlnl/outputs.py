@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from ddlnl.errors import InputError, reason
+from ddlnl.errors import InputError
 
 
 def require_folder(folder: str | Path) -> None:
@@ -18,7 +18,8 @@ def require_folder(folder: str | Path) -> None:
             for part in place.relative_to(there).parts:
                 (Path(trial) / part).mkdir(exist_ok=True)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder} cannot be written ({reason(error)}); name a folder that can.") from error
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{folder} cannot be written ({why}); name a folder that can.") from error
 
 
 def require_file(path: str | Path) -> None:

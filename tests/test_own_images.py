@@ -143,7 +143,7 @@ def test_what_is_inside_counts_and_not_how_a_file_is_called(folder):
     Image.new("RGB", (9, 9)).save(folder / "cat" / "0.png", "GIF")
     own_images.load(folder)
     Image.new("RGB", (9, 9)).save(folder / "cat" / "0.png", "EPS")
-    assert "cannot be read as a picture" in refusal(own_images.load, folder)
+    assert "cannot identify image file" in refusal(own_images.load, folder)
 
 
 def test_what_cannot_be_used_is_refused_in_one_sentence(folder, tmp_path):
