@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def archive(path: Path, number: int) -> None:
 SAVED: dict[str, tuple[str, Callable, Callable]] = {
     "record": ("records/cell/key.json", record, lambda path: store.read_record(path)["body"]),
     "artefact": ("artefacts/key.safetensors", tensors, store.read_tensors),
-    "archive": ("own.npz", archive, archives.read),
+    "archive": ("own.npz", archive, partial(archives.read, others=True)),
 }
 
 
