@@ -27,7 +27,7 @@ from ddlnl.figures import (
     points,
     rate_of,
 )
-from ddlnl.methods import WHOLE
+from ddlnl.methods import METHODS, WHOLE
 
 DOTS = {"markersize": 4.5, "elinewidth": 0.8, "linestyle": "none"}
 SHIFT = 0.11  # of a row, between noise rates
@@ -72,9 +72,9 @@ def under_noise(table: pd.DataFrame, kind: str = "symmetric") -> Figure:
 def _order(data: pd.DataFrame) -> list[str]:
     """The methods as figures list them: sets that were distilled, cleaned before or not, sets that were chosen, then
     all images."""
-    found = list(data["method"].unique())
     others = (*CONTROLS, *WHOLE[1:], EARLY_STOPPED, "full")
-    return [one for one in (*(one for one in found if one not in others), *others) if one in found]
+    order = (*(one for one in METHODS if one not in others), *others)
+    return [one for one in order if one in set(data["method"])]
 
 
 def _sizes(data: pd.DataFrame) -> list[int]:
