@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ddlnl import noise
-from ddlnl.claims._rules import OPEN, decide, distillers, headline_rate, mean_with_interval, select
+from ddlnl.claims._rules import OPEN, counted, decide, distillers, headline_rate, mean_with_interval, select
 from ddlnl.errors import InputError
 
 THRESHOLD = 0.1  # of the pattern: less is taken for nothing
@@ -132,7 +132,7 @@ def _told(row: pd.Series) -> str:
     bounds = "unknown" if np.isnan(row["low"]) else f"[{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
     beside = "" if np.isnan(row["full"]) else f" (those of the full noisy set {100 * row['full']:.0f} %)"
     share = f"{100 * row['absorbed']:.0f} % of the pattern of the noise{beside}"
-    return f"students absorbed {share}, 95 % interval {bounds}, n = {row['n']} seeds"
+    return f"students absorbed {share}, 95 % interval {bounds}, n = {counted(row['n'], 'seed')}"
 
 
 def readable(verdicts: pd.DataFrame) -> list[pd.DataFrame]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from ddlnl.claims._rules import OPEN, decide, distillers, mean_with_interval, select
+from ddlnl.claims._rules import OPEN, counted, decide, distillers, mean_with_interval, select
 
 COLUMNS = ("dataset", "method", "ipc", "distil", "train", "train_full", "speedup", "low", "high", "n")
 COLUMNS += ("break_even", "break_even_low", "break_even_high", "rule", "verdict")
@@ -83,7 +83,7 @@ def sentences(verdicts: pd.DataFrame) -> list[tuple[str, str]]:
 
 def _told(row: tuple) -> str:
     bounds = "unknown" if math.isnan(row.low) else f"[{row.low:.1f}, {row.high:.1f}]"
-    pays = "never pays" if math.isinf(row.break_even) else f"pays after {row.break_even:.0f} trainings"
+    pays = "never pays" if math.isinf(row.break_even) else f"pays after {counted(round(row.break_even), 'training')}"
     return f"training is {row.speedup:.1f} times faster, 95 % interval {bounds}, n = {row.n}; distilling {pays}"
 
 

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from ddlnl.claims._rules import CELL, LEVEL, SEEDS, contrast, decide, distillers
+from ddlnl.claims._rules import CELL, LEVEL, SEEDS, contrast, counted, decide, distillers
 from ddlnl.errors import InputError
 from ddlnl.privacy import RATES
 
@@ -97,7 +97,7 @@ def _told(row: tuple) -> str:
     how = "more" if row.less < 0 else "less"
     return (
         f"the strongest attack {reached} on the full noisy set, {abs(row.less):.1f} points {how}, 95 % interval "
-        f"{bounds}, n = {row.n} seeds"
+        f"{bounds}, n = {counted(row.n, 'seed')}"
     )
 
 

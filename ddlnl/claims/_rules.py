@@ -63,6 +63,11 @@ def against(reference: str) -> str:
     return "the full noisy set" if reference == "full" else reference
 
 
+def counted(number: int, unit: str) -> str:
+    """A number of units in words, "1 seed" or "3 seeds"."""
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
+
+
 def flips(noises: pd.Series) -> pd.Series:
     """Which of these noises, or kinds of noise, flip a class to one other."""
     return noises.str.match("asymmetric|pairflip")

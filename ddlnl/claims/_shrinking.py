@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from ddlnl.claims._rules import OPEN, decide, distillers, headline_rate, mean_with_interval, select
+from ddlnl.claims._rules import OPEN, counted, decide, distillers, headline_rate, mean_with_interval, select
 
 COLUMNS = ("dataset", "method", "kind", "noise", "rate", "wrong", "ipc", "gain", "gain_symmetric", "change", "low")
 COLUMNS += ("high", "n", "rule", "verdict")
@@ -89,7 +89,7 @@ def _told(row: pd.Series) -> str:
     return (
         f"distilled minus full noisy set is {row['gain']:+.1f} points, {abs(row['change']):.1f} {how} than under "
         f"symmetric noise with as many wrong labels ({row['gain_symmetric']:+.1f}), 95 % interval of the change "
-        f"{bounds}, n = {row['n']} seeds"
+        f"{bounds}, n = {counted(row['n'], 'seed')}"
     )
 
 

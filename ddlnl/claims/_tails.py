@@ -8,7 +8,16 @@ import numpy as np
 import pandas as pd
 
 from ddlnl.claims._absorption import rates_of
-from ddlnl.claims._rules import OPEN, against, decide, distillers, mean_with_interval, require_reference, select
+from ddlnl.claims._rules import (
+    OPEN,
+    against,
+    counted,
+    decide,
+    distillers,
+    mean_with_interval,
+    require_reference,
+    select,
+)
 from ddlnl.methods import WHOLE
 
 COLUMNS = ("dataset", "method", "reference", "imbalance", "noise", "ipc", "head", "tail", "gap", "gap_balanced", "lost")
@@ -108,7 +117,7 @@ def _told(row: tuple) -> str:
     return (
         f"against {against(row.reference)} imbalance makes rare classes lose {abs(row.lost):.1f} points {how} than "
         f"frequent ones (gap {row.gap:+.1f}, balanced {row.gap_balanced:+.1f}), 95 % interval of the loss {bounds}, "
-        f"n = {row.n} seeds"
+        f"n = {counted(row.n, 'seed')}"
     )
 
 
