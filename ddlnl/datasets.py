@@ -12,6 +12,7 @@ import numpy as np
 
 from ddlnl import archives, sources
 from ddlnl.errors import InputError, nearest
+from ddlnl.places import path_of
 
 NAMES = ("digits", "cifar10", "cifar100", "tiny_imagenet")
 
@@ -92,7 +93,7 @@ def load(name: str | Path, data_dir: str | Path | None = None) -> Dataset:
     name, a missing file or an archive that breaks the format, an empty training class included.
     """
     if str(name).endswith(".npz"):
-        return _from_archive(Path(name).expanduser())
+        return _from_archive(path_of(name, "dataset"))
     if name not in NAMES:
         allowed = f"it is one of {', '.join(NAMES)}, or a path that ends in .npz."
         raise InputError(f"The dataset {str(name)!r} is unknown; {allowed}{nearest(name, NAMES)}")

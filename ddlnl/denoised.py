@@ -14,6 +14,7 @@ from ddlnl.distilled import DistilledSet
 from ddlnl.files import replacing
 from ddlnl.label_errors import Suspicions
 from ddlnl.own_images import OwnImages
+from ddlnl.places import path_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class Report:
 
         comparison: another table, that of `ddlnl.cleaning.beside`.
         """
-        place = Path(folder).expanduser()
+        place = path_of(folder, "folder")
         tables = {"suspects": self.suspects, "labels": self.labels, "transition": self.transition.reset_index()}
         if comparison is not None:
             tables["comparison"] = comparison.round(3)

@@ -16,6 +16,7 @@ import numpy as np
 from ddlnl import archives, sources, torch_file
 from ddlnl.datasets import load
 from ddlnl.errors import InputError
+from ddlnl.places import path_of
 
 # Dataset: {key in the published file: name of the label set here}.
 LABEL_SETS = {
@@ -51,7 +52,7 @@ def import_cifar_n(label_file: str | Path, data_dir: str | Path | None = None) -
     SHA-256 under `human_labels_sha256`. Raises `InputError` where the file is not one of the two, holds anything but
     labels, or where its clean labels differ from the dataset's in any image, which means another order of the images.
     """
-    label_file = Path(label_file).expanduser()
+    label_file = path_of(label_file, "label file")
     if not label_file.is_file():
         raise InputError(f"{label_file} does not exist; the label files are CIFAR-10_human.pt and CIFAR-100_human.pt.")
     content = torch_file.read(label_file)

@@ -11,13 +11,13 @@ from ddlnl.errors import InputError
 
 def require_folder(folder: str | Path) -> None:
     """Raise `InputError` unless files can be written into this folder, which may be missing; nothing stays of it."""
-    place = Path(folder).expanduser().absolute()
     try:
+        place = Path(folder).expanduser().absolute()
         there = next(one for one in (place, *place.parents) if os.path.lexists(one))
         with tempfile.TemporaryDirectory(prefix=".ddlnl.", dir=there) as trial:
             for part in place.relative_to(there).parts:
                 (Path(trial) / part).mkdir(exist_ok=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{folder} cannot be written ({why}); name a folder that can.") from error
 

@@ -15,6 +15,7 @@ from ddlnl.datasets import ImageSet
 from ddlnl.errors import InputError
 from ddlnl.generators import numpy_generator
 from ddlnl.picture_file import opened
+from ddlnl.places import path_of
 
 SIZES = (8, 128)  # pixels a side: the networks halve an image at least twice, and larger ones take days
 EXAMPLE = "instance:0.3"  # errors that depend on the image, as people make them
@@ -44,7 +45,7 @@ def load(data: str | Path, size: int | None = None, data_dir: str | Path | None 
     pixels that the pictures of a folder are brought to, from 8 to 128; None takes 64 where the shorter sides have a
     median of at least 64, else 32. Raises `InputError` where the data cannot be used.
     """
-    place = Path(data).expanduser()
+    place = path_of(data, "data")
     if size is not None and not place.is_dir():
         raise InputError(f"The size {size} is for a folder of pictures, and {data} is none; leave it out.")
     if place.is_dir():

@@ -11,6 +11,7 @@ import numpy as np
 from ddlnl import archives
 from ddlnl.errors import InputError, reason
 from ddlnl.picture_file import opened
+from ddlnl.places import path_of
 
 # The class of torchvision.datasets, and the file that it downloads.
 CIFAR = {"cifar10": ("CIFAR10", "cifar-10-python.tar.gz"), "cifar100": ("CIFAR100", "cifar-100-python.tar.gz")}
@@ -72,7 +73,7 @@ def import_tiny_imagenet(folder: str | Path, data_dir: str | Path | None = None)
     as 64x64 RGB. The validation images become the test set. Raises `InputError` where a part is missing, is no picture,
     or does not have all 200 classes.
     """
-    folder = Path(folder).expanduser()
+    folder = path_of(folder, "folder")
     train = {place.parent.name: _pictures(place) for place in sorted((folder / "train").glob("*/images"))}
     test = _validation(folder / "val")
     for part, found in (("train", train), ("val", test)):

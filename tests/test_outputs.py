@@ -18,7 +18,17 @@ def test_folders_that_are_there_or_can_be_made_are_accepted_and_left_as_they_are
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 
-UNUSABLE = ("file", "file/below", "file/below/it", "a" * 300, "new/" + "a" * 300, "nul\0", "/proc/self/out", "loop/out")
+UNUSABLE = (
+    "~nobody-of-that-name",
+    "file",
+    "file/below",
+    "file/below/it",
+    "a" * 300,
+    "new/" + "a" * 300,
+    "nul\0",
+    "/proc/self/out",
+    "loop/out",
+)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ddlnl import _build, archives, store
+from ddlnl import _build, archives, datasets, own_images, store
 from ddlnl.errors import InputError
 from ddlnl.places import path_of
 
@@ -73,3 +73,10 @@ def test_a_user_without_a_home_goes_on_without_a_core_of_its_own(homeless, tmp_p
     with pytest.raises(_build.Unbuilt, match="has no folder, which DDLNL_BUILD_DIR could name"):
         _build.obtain(Path(__file__).parents[1] / "csrc", torch)
     assert "~" not in os.listdir()
+
+
+@pytest.mark.parametrize("call", [datasets.load, own_images.load])
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/own.npz", "x" * 5000 + ".npz"])
+def test_what_reads_or_writes_at_an_impossible_place_says_so(call, name):
+    with pytest.raises(InputError, match="cannot be a path"):
+        call(name)
