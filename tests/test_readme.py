@@ -107,10 +107,12 @@ def test_what_the_readme_says_of_other_ways_to_clean_is_in_its_records():
 
 def test_what_the_readme_says_of_a_resnet_is_in_its_records():
     verdicts = claims.versus(store.table(ROOT / "notebooks" / "results", "transfer")).query("method == 'dance'")
-    row = verdicts.query("rule == 'last' and noise == 'symmetric:0.4'").iloc[0]
-    assert row["verdict"] == "does not hold"
-    assert f"{-row['difference']:.1f} points [{-row['high']:.1f}, {-row['low']:.1f}] below one trained" in WORDS
-    assert f"{row['distilled']:.1f} against {row['full']:.1f} %" in WORDS
+    rows = verdicts.query("rule == 'last'")
+    assert rows["noise"].tolist() == ["clean", "symmetric:0.4"]
+    assert set(rows["verdict"]) == {"does not hold"}
+    for row in rows.itertuples():
+        assert f"{-row.difference:.1f} points [{-row.high:.1f}, {-row.low:.1f}]" in WORDS
+        assert f"{row.distilled:.1f} against {row.full:.1f} %" in WORDS
 
 
 def test_what_the_readme_says_of_membership_is_in_its_records():
