@@ -93,18 +93,18 @@ def test_a_study_of_two_workers_at_once_outlives_one_that_is_killed_and_ends_wit
 class SmallJob(slurm.Job):
     """A job on small settings, which live in this process only."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Exception | None:
         PROFILES["demo"] = small.profile()
-        super().__call__()
+        return super().__call__()
 
 
 class FragileJob(SmallJob):
     """The first job for `predicted` is killed."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Exception | None:
         if self.cell.method == "predicted":
             die_once(Path(os.environ["DDLNL_TEST_MARKER"]))
-        super().__call__()
+        return super().__call__()
 
 
 def test_jobs_of_submitit_give_the_same_table_also_where_one_is_killed(archive_path, tmp_path, monkeypatch):
@@ -181,7 +181,7 @@ def test_a_device_of_the_nodes_is_not_looked_for_where_jobs_are_submitted(archiv
     assert parameters.check({"device": "cuda:99", "engine": "slurm"}).device == "cuda:99"
     cell = Cell(archive_path, "clean", "random", 1, 0, "demo")
     sentence = "The device 'cuda:99' cannot be used here"
-    with pytest.raises(RuntimeError, match=sentence):  # what the job said
+    with pytest.raises(InputError, match=sentence):  # what the job said
         study.run([cell], tmp_path, device="cuda:99", engine="slurm", progress=False)
     for call in (parameters.check, lambda names: study.run([cell], tmp_path, **names)):
         with pytest.raises(InputError, match=sentence):
