@@ -125,8 +125,9 @@ def sanitize() -> int:
         options += ":allocator_may_return_null=1:max_allocation_size_mb=3072"
         environment = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": options, "UBSAN_OPTIONS": options}
         ended = run_tests(Path(name), [*TESTS.values(), *CALLS], **environment)
-        reports = [report.read_text() for report in Path(name).glob("report*")]
-    print(ended.stdout[-3000:], ended.stderr[-3000:], *reports)
+        reports = [line for report in Path(name).glob("report*") for line in report.read_text().splitlines(True)]
+    refused = "AddressSanitizer failed to allocate"  # what hostile calls ask for
+    print(ended.stdout[-3000:], ended.stderr[-3000:], *(line for line in reports if refused not in line), sep="")
     return ended.returncode
 
 
