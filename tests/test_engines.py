@@ -90,6 +90,15 @@ def test_a_study_of_two_workers_at_once_outlives_one_that_is_killed_and_ends_wit
     assert lasting(alone) == lasting(together)
 
 
+@pytest.fixture
+def jobs_here(monkeypatch):
+    """Jobs of submitit are processes of this machine, which know the helpers of the tests."""
+    pytest.importorskip("submitit")
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(slurm, "CLUSTER", "local")
+
+
 class SmallJob(slurm.Job):
     """A job on small settings, which live in this process only."""
 
@@ -107,12 +116,8 @@ class FragileJob(SmallJob):
         return super().__call__()
 
 
-def test_jobs_of_submitit_give_the_same_table_also_where_one_is_killed(archive_path, tmp_path, monkeypatch):
-    pytest.importorskip("submitit")
-    for name, value in environment().items():
-        monkeypatch.setenv(name, value)
+def test_jobs_of_submitit_give_the_same_table_also_where_one_is_killed(archive_path, tmp_path, monkeypatch, jobs_here):
     monkeypatch.setenv("DDLNL_TEST_MARKER", str(tmp_path / "died"))
-    monkeypatch.setattr(slurm, "CLUSTER", "local")
     monkeypatch.setattr(slurm, "Job", FragileJob)
     cells = [cell for cell in twelve(archive_path) if cell.method in ("random", "predicted")]
     with pytest.warns(UserWarning, match="A process died that computed a cell; the 1 cells left"):
@@ -120,11 +125,7 @@ def test_jobs_of_submitit_give_the_same_table_also_where_one_is_killed(archive_p
     assert lasting(table) == lasting(study.run(cells, tmp_path / "serial", device="cpu", progress=False))
 
 
-def test_a_job_that_fails_names_its_cell(archive_path, tmp_path, monkeypatch):
-    pytest.importorskip("submitit")
-    for name, value in environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(slurm, "CLUSTER", "local")
+def test_a_job_that_fails_names_its_cell(archive_path, tmp_path, monkeypatch, jobs_here):
     monkeypatch.setattr(slurm, "Job", FailingJob)
     cell = Cell(archive_path, "clean", "random", 1, 0, "demo")
     with pytest.raises(RuntimeError, match=r"clean, random, IPC 1, seed 0\) failed: division by zero"):
@@ -140,11 +141,7 @@ def diverge(*_: object) -> None:
     raise NotFinite("The training loss became nan in epoch 1 of 3.")
 
 
-def test_a_job_that_diverges_ends_the_study_with_one_sentence(archive_path, tmp_path, monkeypatch):
-    pytest.importorskip("submitit")
-    for name, value in environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(slurm, "CLUSTER", "local")
+def test_a_job_that_diverges_ends_the_study_with_one_sentence(archive_path, tmp_path, monkeypatch, jobs_here):
     monkeypatch.setattr(slurm, "Job", DivergingJob)
     cell = Cell(archive_path, "clean", "random", 1, 0, "demo")
     with pytest.raises(CellFailed) as stopped:
@@ -172,11 +169,9 @@ def test_processes_that_die_again_and_again_end_the_study_with_a_sentence():
     assert list(rounds) == [[]]  # one round that finished a cell and three fruitless ones
 
 
-def test_a_device_of_the_nodes_is_not_looked_for_where_jobs_are_submitted(archive_path, tmp_path, monkeypatch):
-    pytest.importorskip("submitit")
-    for name, value in environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(slurm, "CLUSTER", "local")
+def test_a_device_of_the_nodes_is_not_looked_for_where_jobs_are_submitted(
+    archive_path, tmp_path, monkeypatch, jobs_here
+):
     monkeypatch.setattr(slurm, "Job", SmallJob)
     assert parameters.check({"device": "cuda:99", "engine": "slurm"}).device == "cuda:99"
     cell = Cell(archive_path, "clean", "random", 1, 0, "demo")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ddlnl import noise
-from ddlnl.claims._rules import OPEN, counted, decide, distillers, headline_rate, mean_with_interval, select
+from ddlnl.claims._rules import OPEN, counted, decide, distillers, headlines, mean_with_interval, select
 from ddlnl.errors import InputError
 
 THRESHOLD = 0.1  # of the pattern: less is taken for nothing
@@ -116,12 +116,7 @@ def sentences(verdicts: pd.DataFrame) -> list[tuple[str, str]]:
     rows = verdicts[verdicts["method"].isin(distillers(verdicts))]
     if rows.empty:
         return [(OPEN, "No distilled set was evaluated under this noise, so there is nothing that it could absorb.")]
-    told = []
-    for _, group in rows.groupby(["dataset", "method"]):
-        row = group[group["rate"] == headline_rate(group)].nlargest(1, "ipc").iloc[0]
-        place = f"{row['dataset']}, {row['method']}, IPC {row['ipc']}, {row['noise'].replace(':', ' ')}"
-        told.append((row["verdict"], f"{place}: {_told(row)}"))
-    return told
+    return headlines(rows, _told)
 
 
 def _told(row: pd.Series) -> str:

@@ -81,6 +81,17 @@ def headline_rate(rows: pd.DataFrame) -> float:
     return (fewer if len(fewer) else rows["rate"]).max()
 
 
+def headlines(rows: pd.DataFrame, told: Callable[[pd.Series], str]) -> list[tuple[str, str]]:
+    """(verdict, sentence) for the largest set of every dataset and method at the rate of `headline_rate`; `told` says
+    what follows the names."""
+    found = []
+    for _, group in rows.groupby(["dataset", "method"]):
+        row = group[group["rate"] == headline_rate(group)].nlargest(1, "ipc").iloc[0]
+        place = f"{row['dataset']}, {row['method']}, IPC {row['ipc']}, {row['noise'].replace(':', ' ')}"
+        found.append((row["verdict"], f"{place}: {told(row)}"))
+    return found
+
+
 def interval(a: np.ndarray, b: np.ndarray, spread: float, test: Callable, level: float) -> tuple[float, float]:
     """The t interval of mean(a) - mean(b), or NaN where `spread` (points) is nil: that is no sign of certainty, but of
     too few units or of accuracies that count too few test images."""

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from ddlnl.claims._rules import OPEN, counted, decide, distillers, headline_rate, mean_with_interval, select
+from ddlnl.claims._rules import OPEN, counted, decide, distillers, headlines, mean_with_interval, select
 
 COLUMNS = ("dataset", "method", "kind", "noise", "rate", "wrong", "ipc", "gain", "gain_symmetric", "change", "low")
 COLUMNS += ("high", "n", "rule", "verdict")
@@ -73,12 +73,7 @@ def sentences(verdicts: pd.DataFrame) -> list[tuple[str, str]]:
     """(verdict, sentence) for the largest set of every dataset and distiller at the rate of `headline_rate`."""
     if verdicts.empty:
         return [(OPEN, "No distilled set was evaluated beside the full noisy set under this noise.")]
-    told = []
-    for _, group in verdicts.groupby(["dataset", "method"]):
-        row = group[group["rate"] == headline_rate(group)].nlargest(1, "ipc").iloc[0]
-        place = f"{row['dataset']}, {row['method']}, IPC {row['ipc']}, {row['noise'].replace(':', ' ')}"
-        told.append((row["verdict"], f"{place}: {_told(row)}"))
-    return told
+    return headlines(verdicts, _told)
 
 
 def _told(row: pd.Series) -> str:
